@@ -29,7 +29,7 @@ if [[ ! -f $target/.complete ]]; then
     echo "installing Python packages for $name" >&2
     partial=$(mktemp -d "$cache/.$name-XXXXXX")
     trap 'rm -rf "$partial"' EXIT
-    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore \
+    python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps \
       --target "$partial" --requirement "$requirements" >&2
     touch "$partial/.complete"
     chmod 755 "$partial"
