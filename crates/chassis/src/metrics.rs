@@ -1,0 +1,53 @@
+//! The process-wide metrics recorder and the names the chassis itself writes.
+//!
+//! Buckets follow from the unit at the end of a histogram's name, so that no histogram becomes a summary by accident:
+//! `…_seconds`, `…_ms`, `…_bytes`, and counts for everything else.
+
+use std::sync::OnceLock;
+
+use metrics::{Unit, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Histogram of every gRPC call: `service`, `method`, `code` (its gRPC name, such as `NOT_FOUND`); ends with the response body.
+pub const CALL_DURATION: &str = "http_request_duration_seconds";
+/// Gauge of calls that have begun and not ended, by `service`.
+pub const IN_FLIGHT: &str = "grpc_requests_in_flight";
+
+const SECONDS: [f64; 16] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const MILLISECONDS: [f64; 16] =
+    [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 5000.0, 30000.0];
+const BYTES: [f64; 8] = [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 1_048_576.0, 16_777_216.0, 268_435_456.0];
+const COUNTS: [f64; 14] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0, 65536.0];
+
+/// Installs the recorder at the first call and returns what renders it.
+///
+/// `None` when something else installed a recorder before; the reason is logged once.
+pub(crate) fn recorder() -> Option<&'static PrometheusHandle> {
+    static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    RECORDER
+        .get_or_init(|| {
+            let installed = PrometheusBuilder::new()
+                .set_buckets(&COUNTS)
+                .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &SECONDS))
+                .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_ms".into()), &MILLISECONDS))
+                .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_bytes".into()), &BYTES))
+                .and_then(PrometheusBuilder::install_recorder);
+            match installed {
+                Ok(handle) => {
+                    describe_histogram!(
+                        CALL_DURATION,
+                        Unit::Seconds,
+                        "Time from a call's head to the end of its answer"
+                    );
+                    describe_gauge!(IN_FLIGHT, "Calls that have begun and not ended");
+                    Some(handle)
+                }
+                Err(error) => {
+                    tracing::error!(error = %error, "no metrics: the recorder can't be installed");
+                    None
+                }
+            }
+        })
+        .as_ref()
+}
