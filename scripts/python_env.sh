@@ -17,6 +17,10 @@ python3 -m pip --version >/dev/null 2>&1 || {
   echo "error: python3 has no pip; install it with: apt-get install -y python3-pip" >&2
   exit 1
 }
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+  echo "error: Python 3.11 or newer is needed, python3 is $(python3 --version)" >&2
+  exit 1
+}
 version=$(python3 -c 'import sys; print(f"{sys.version_info.major}.{sys.version_info.minor}")')
 digest=$({ cat "$requirements"; echo "$version"; } | sha256sum | cut -c1-12)
 target="$cache/$name-$digest"

@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""Measures the peers of `make bench` in process and prints one JSON line.
+
+usage: bench_peers.py embed --threads N --batch B --tokens T [--seconds S]
+       bench_peers.py predict --rows R --threads N [--seconds S]
+
+  embed    all-MiniLM-L6-v2 in fp32 by onnxruntime: sentences a second, from token ids to normalised embeddings.
+           The graph is built here from the same safetensors, with onnxruntime's own fused operators, and must give the
+           reference embeddings (cosine >= 0.9999) before anything is timed. Lengths are fixed: no padding, no mask.
+  predict  version 1 of the credit-risk model by xgboost: rows a second, from a float array to probabilities.
+
+With more than one thread both ways to use them are measured, and the faster is reported: one caller whose operators
+share the threads ("intra-op"), and as many callers as threads, one thread each ("callers").
+
+Output: {"peer", "version", "median_per_s", "runs": [per second, each run], "mode", ...the arguments}
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parent
+sys.path.insert(0, subprocess.check_output([SCRIPTS / "python_env.sh", "bench"], text=True).strip())
+
+import numpy as np  # noqa: E402
+
+REPOSITORY = SCRIPTS.parent
+CACHE = Path(os.environ.get("VERDICT_CACHE") or Path.home() / ".cache" / "verdict").expanduser()
+MINILM = CACHE / "models" / "all-MiniLM-L6-v2"
+CREDIT_RISK = REPOSITORY / "crates" / "demo" / "data" / "credit-risk"
+GOLDEN = REPOSITORY / "crates" / "inference" / "tests" / "golden"
+RUNS = 5
+WARM_UP_SECONDS = 0.5
+CLS, SEP, FIRST_WORD, VOCABULARY = 101, 102, 1000, 30522
+
+
+def measure(call, per_call: int, callers: int, seconds: float) -> list[float]:
+    """Calls `call(caller)` from `callers` threads for `seconds` in all, and returns items a second of each run."""
+
+    def run(duration: float) -> float:
+        done = [0] * callers
+        start = threading.Barrier(callers + 1)
+
+        def loop(caller: int) -> None:
+            start.wait()
+            end = time.perf_counter() + duration
+            while time.perf_counter() < end:
+                call(caller)
+                done[caller] += 1
+
+        threads = [threading.Thread(target=loop, args=(caller,)) for caller in range(callers)]
+        for thread in threads:
+            thread.start()
+        start.wait()
+        began = time.perf_counter()
+        for thread in threads:
+            thread.join()
+        return sum(done) * per_call / (time.perf_counter() - began)
+
+    run(WARM_UP_SECONDS)
+    return [run(seconds / RUNS) for _ in range(RUNS)]
+
+
+def faster(candidates: dict[str, list[float]]) -> dict:
+    mode = max(candidates, key=lambda name: statistics.median(candidates[name]))
+    runs = candidates[mode]
+    return {
+        "median_per_s": round(statistics.median(runs), 2),
+        "runs": [round(value, 2) for value in runs],
+        "mode": mode,
+    }
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    values = {}
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] == "F32":
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            values[name] = np.frombuffer(content[begin:end], dtype="<f4").reshape(entry["shape"])
+    return values
+
+
+def build_minilm(path: Path) -> None:
+    """Writes the fused fp32 graph: ids -> embedding, attention, feed-forward, mean over tokens, L2."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = read_safetensors(MINILM / "model.safetensors")
+    config = json.loads((MINILM / "config.json").read_text())
+    heads, epsilon = config["num_attention_heads"], config["layer_norm_eps"]
+    nodes, constants = [], []
+
+    def constant(name: str, value: np.ndarray) -> str:
+        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def weight(name: str, transpose: bool = False) -> str:
+        return constant(name, weights[name].T if transpose else weights[name])
+
+    def node(operator: str, inputs: list[str], output: str, domain: str = "com.microsoft", **attributes) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], domain=domain, **attributes))
+        return output
+
+    embeddings = [weight(f"embeddings.{kind}_embeddings.weight") for kind in ("word", "position", "token_type")]
+    norm = [weight(f"embeddings.LayerNorm.{kind}") for kind in ("weight", "bias")]
+    nodes.append(
+        helper.make_node(
+            "EmbedLayerNormalization",
+            ["ids", "segments", *embeddings, *norm],
+            ["embedded", "unused_mask"],
+            domain="com.microsoft",
+            epsilon=epsilon,
+        )
+    )
+    hidden = "embedded"
+    for index in range(config["num_hidden_layers"]):
+        layer, prefix = f"encoder.layer.{index}", f"l{index}_"
+        parts = [f"{layer}.attention.self.{name}" for name in ("query", "key", "value")]
+        qkv = constant(prefix + "qkv", np.concatenate([weights[part + ".weight"].T for part in parts], axis=1))
+        bias = constant(prefix + "qkv_bias", np.concatenate([weights[part + ".bias"] for part in parts]))
+        context = node("Attention", [hidden, qkv, bias], prefix + "context", num_heads=heads)
+
+        def skip_norm(block: str, inputs: str, residual: str, output: str) -> str:
+            product = node("MatMul", [inputs, weight(f"{block}.dense.weight", True)], output + "_product", domain="")
+            norm = [weight(f"{block}.LayerNorm.{kind}") for kind in ("weight", "bias")]
+            return node(
+                "SkipLayerNormalization",
+                [product, residual, *norm, weight(f"{block}.dense.bias")],
+                output,
+                epsilon=epsilon,
+            )
+
+        attended = skip_norm(f"{layer}.attention.output", context, hidden, prefix + "attended")
+        wide = node("MatMul", [attended, weight(f"{layer}.intermediate.dense.weight", True)], prefix + "wide", domain="")
+        active = node("BiasGelu", [wide, weight(f"{layer}.intermediate.dense.bias")], prefix + "active")
+        hidden = skip_norm(f"{layer}.output", active, attended, prefix + "out")
+    mean = node("ReduceMean", [hidden, constant("axis", np.array([1]))], "mean", domain="", keepdims=0)
+    node("LpNormalization", [mean], "embedding", domain="", axis=1, p=2)
+
+    shape = ["batch", "tokens"]
+    graph = helper.make_graph(
+        nodes,
+        "all-MiniLM-L6-v2",
+        [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in ("ids", "segments")],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", config["hidden_size"]])],
+        constants,
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    partial = path.with_suffix(f".{os.getpid()}")
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), partial)
+    partial.rename(path)
+
+
+def session(path: Path, threads: int):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def inputs(ids: list[list[int]]) -> dict[str, np.ndarray]:
+    values = np.array(ids, dtype=np.int32)
+    return {"ids": values, "segments": np.zeros_like(values)}
+
+
+def worst_cosine(path: Path) -> float:
+    """Returns the smallest cosine between this graph's embeddings and the reference ones."""
+    items = next(
+        (golden["items"] for file in sorted(GOLDEN.glob("minilm*.json")) if "items" in (golden := json.loads(file.read_text()))),
+        None,
+    )
+    if not items:
+        sys.exit(f"error: no reference embeddings (minilm*.json) in {GOLDEN}")
+    model, worst = session(path, 1), 1.0
+    for item in items:
+        got = model.run(None, inputs([item["input_ids"]]))[0][0].astype(np.float64)
+        expected = np.array(item["embedding"], dtype=np.float64)
+        worst = min(worst, float(got @ expected / np.linalg.norm(got) / np.linalg.norm(expected)))
+    return worst
+
+
+def embed(arguments: argparse.Namespace) -> dict:
+    import onnxruntime
+
+    path = CACHE / "bench" / "minilm.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not (MINILM / "model.safetensors").exists():
+        sys.exit(f"error: {MINILM} is missing; run `make models`")
+    if not path.exists() or path.stat().st_mtime < Path(__file__).stat().st_mtime:
+        build_minilm(path)
+    cosine = worst_cosine(path)
+    if cosine < 0.9999:
+        sys.exit(f"error: the peer's embeddings differ from the reference: cosine {cosine:.6f}; not timed")
+
+    random = np.random.default_rng(7)
+    words = random.integers(FIRST_WORD, VOCABULARY, (arguments.batch, arguments.tokens - 2))
+    feed = inputs([[CLS, *row, SEP] for row in words.tolist()])
+    candidates = {}
+    for mode, callers in {"intra-op": 1, "callers": arguments.threads}.items():
+        if mode == "callers" and arguments.threads == 1:
+            continue
+        sessions = [session(path, arguments.threads // callers) for _ in range(callers)]
+        call = lambda caller, sessions=sessions: sessions[caller].run(None, feed)  # noqa: E731
+        candidates[mode] = measure(call, arguments.batch, callers, arguments.seconds / (1 + (arguments.threads > 1)))
+    return {"peer": "onnxruntime", "version": onnxruntime.__version__, **faster(candidates), "cosine": round(cosine, 6)}
+
+
+def credit_rows(count: int) -> np.ndarray:
+    """Returns `count` applications as the model takes them, the thousand real ones over and over."""
+    signature = json.loads((CREDIT_RISK / "signature.json").read_text())["inputs"]
+    with gzip.open(CREDIT_RISK / "german_credit.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    codes = {feature["name"]: feature.get("categories") for feature in signature}
+    rows = [
+        [float(row[name] if known is None else known.index(row[name])) for name, known in codes.items()] for row in table
+    ]
+    return np.resize(np.array(rows, dtype=np.float32), (count, len(codes)))
+
+
+def predict(arguments: argparse.Namespace) -> dict:
+    import xgboost
+
+    rows = credit_rows(arguments.rows)
+    model = CREDIT_RISK / "1" / "model.json"
+    names = [feature["name"] for feature in json.loads((CREDIT_RISK / "signature.json").read_text())["inputs"]]
+    ways = {
+        "inplace_predict": lambda booster: booster.inplace_predict(rows, validate_features=False),
+        # The matrix is part of the work: predicting the same one again would only read a cached result.
+        "predict": lambda booster: booster.predict(xgboost.DMatrix(rows, feature_names=names)),
+    }
+    modes = {"intra-op": 1} | ({"callers": arguments.threads} if arguments.threads > 1 else {})
+    share = arguments.seconds / len(ways) / len(modes)
+    candidates = {}
+    for mode, callers in modes.items():
+        threads = arguments.threads // callers
+        boosters = [xgboost.Booster({"nthread": threads}, model_file=model) for _ in range(callers)]
+        for name, way in ways.items():
+            call = lambda caller, way=way, boosters=boosters: way(boosters[caller])  # noqa: E731
+            candidates[f"{name}, {mode}"] = measure(call, arguments.rows, callers, share)
+    return {"peer": "xgboost", "version": xgboost.__version__, **faster(candidates)}
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for name, command in (("embed", embed), ("predict", predict)):
+        options = commands.add_parser(name)
+        options.set_defaults(command=command)
+        options.add_argument("--threads", type=positive, default=1)
+        options.add_argument("--seconds", type=float, default=10.0, help="time for all runs together")
+        if name == "embed":
+            options.add_argument("--batch", type=positive, default=1)
+            options.add_argument("--tokens", type=positive, default=32, help="per sentence, [CLS] and [SEP] included")
+        else:
+            options.add_argument("--rows", type=positive, default=1)
+    arguments = parser.parse_args()
+    if "tokens" in arguments and not 3 <= arguments.tokens <= 512:
+        parser.error("--tokens must be between 3 and 512")
+    result = arguments.command(arguments)
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
+    print(json.dumps(result | given))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

