@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures the peers of `make bench` in process and prints one JSON line.
 
-usage: bench_peers.py embed --threads N --batch B --tokens T [--seconds S]
-       bench_peers.py predict --rows R --threads N [--seconds S]
+usage: bench_peers.py embed --threads N --batch B --tokens T [--seconds S] [--runs R]
+       bench_peers.py predict --rows ROWS --threads N [--seconds S] [--runs R]
 
   embed    all-MiniLM-L6-v2 in fp32 by onnxruntime: sentences a second, from token ids to normalised embeddings.
            The graph is built here from the same safetensors, with onnxruntime's own fused operators, and must give the
@@ -37,13 +37,12 @@ CACHE = Path(os.environ.get("VERDICT_CACHE") or Path.home() / ".cache" / "verdic
 MINILM = CACHE / "models" / "all-MiniLM-L6-v2"
 CREDIT_RISK = REPOSITORY / "crates" / "demo" / "data" / "credit-risk"
 GOLDEN = REPOSITORY / "crates" / "inference" / "tests" / "golden"
-RUNS = 5
 WARM_UP_SECONDS = 0.5
 CLS, SEP, FIRST_WORD, VOCABULARY = 101, 102, 1000, 30522
 
 
-def measure(call, per_call: int, callers: int, seconds: float) -> list[float]:
-    """Calls `call(caller)` from `callers` threads for `seconds` in all, and returns items a second of each run."""
+def measure(call, per_call: int, callers: int, seconds: float, runs: int) -> list[float]:
+    """Calls `call(caller)` from `callers` threads for `seconds` in all, and returns items a second of each of `runs`."""
 
     def run(duration: float) -> float:
         done = [0] * callers
@@ -66,7 +65,7 @@ def measure(call, per_call: int, callers: int, seconds: float) -> list[float]:
         return sum(done) * per_call / (time.perf_counter() - began)
 
     run(WARM_UP_SECONDS)
-    return [run(seconds / RUNS) for _ in range(RUNS)]
+    return [run(seconds / runs) for _ in range(runs)]
 
 
 def faster(candidates: dict[str, list[float]]) -> dict:
@@ -179,14 +178,9 @@ def inputs(ids: list[list[int]]) -> dict[str, np.ndarray]:
 
 def worst_cosine(path: Path) -> float:
     """Returns the smallest cosine between this graph's embeddings and the reference ones."""
-    items = next(
-        (golden["items"] for file in sorted(GOLDEN.glob("minilm*.json")) if "items" in (golden := json.loads(file.read_text()))),
-        None,
-    )
-    if not items:
-        sys.exit(f"error: no reference embeddings (minilm*.json) in {GOLDEN}")
+    reference = json.loads((GOLDEN / "minilm_l6_v2.json").read_text())
     model, worst = session(path, 1), 1.0
-    for item in items:
+    for item in reference:
         got = model.run(None, inputs([item["input_ids"]]))[0][0].astype(np.float64)
         expected = np.array(item["embedding"], dtype=np.float64)
         worst = min(worst, float(got @ expected / np.linalg.norm(got) / np.linalg.norm(expected)))
@@ -215,7 +209,8 @@ def embed(arguments: argparse.Namespace) -> dict:
             continue
         sessions = [session(path, arguments.threads // callers) for _ in range(callers)]
         call = lambda caller, sessions=sessions: sessions[caller].run(None, feed)  # noqa: E731
-        candidates[mode] = measure(call, arguments.batch, callers, arguments.seconds / (1 + (arguments.threads > 1)))
+        share = arguments.seconds / (2 if arguments.threads > 1 else 1)
+        candidates[mode] = measure(call, arguments.batch, callers, share, arguments.runs)
     return {"peer": "onnxruntime", "version": onnxruntime.__version__, **faster(candidates), "cosine": round(cosine, 6)}
 
 
@@ -250,7 +245,7 @@ def predict(arguments: argparse.Namespace) -> dict:
         boosters = [xgboost.Booster({"nthread": threads}, model_file=model) for _ in range(callers)]
         for name, way in ways.items():
             call = lambda caller, way=way, boosters=boosters: way(boosters[caller])  # noqa: E731
-            candidates[f"{name}, {mode}"] = measure(call, arguments.rows, callers, share)
+            candidates[f"{name}, {mode}"] = measure(call, arguments.rows, callers, share, arguments.runs)
     return {"peer": "xgboost", "version": xgboost.__version__, **faster(candidates)}
 
 
@@ -261,6 +256,13 @@ def positive(text: str) -> int:
     return value
 
 
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600 seconds")
+    return value
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -268,7 +270,8 @@ def main() -> int:
         options = commands.add_parser(name)
         options.set_defaults(command=command)
         options.add_argument("--threads", type=positive, default=1)
-        options.add_argument("--seconds", type=float, default=10.0, help="time for all runs together")
+        options.add_argument("--seconds", type=seconds, default=10.0, help="time for all runs together")
+        options.add_argument("--runs", type=positive, default=5, help="runs the median is taken over")
         if name == "embed":
             options.add_argument("--batch", type=positive, default=1)
             options.add_argument("--tokens", type=positive, default=32, help="per sentence, [CLS] and [SEP] included")

@@ -15,15 +15,16 @@ step() {
 }
 
 step cargo fmt --all --check
+step scripts/check_dependencies.py
 step buf lint proto
 step buf format proto --diff --exit-code
 step shellcheck --external-sources scripts/*.sh .ci/run
 step actionlint
 step zizmor --offline --quiet .github/workflows
 # The advisory database is a repository on GitHub; where it cannot be had, the other three checks still stand.
-step cargo deny --all-features --offline check bans licenses sources
+step cargo deny --locked --all-features check bans licenses sources
 if [[ -n ${VERDICT_LINT_ADVISORIES:-} ]]; then
-  step cargo deny --all-features check advisories
+  step cargo deny --locked --all-features check advisories
 else
   echo "lint: left out: cargo deny check advisories (VERDICT_LINT_ADVISORIES=1 fetches the database from GitHub)" >&2
 fi
