@@ -42,7 +42,7 @@ CLS, SEP, FIRST_WORD, VOCABULARY = 101, 102, 1000, 30522
 
 
 def measure(call, per_call: int, callers: int, seconds: float, runs: int) -> list[float]:
-    """Calls `call(caller)` from `callers` threads for `seconds` in all, and returns items a second of each of `runs`."""
+    """Calls `call(caller)` from `callers` threads for `seconds` in all, and returns each run's items a second."""
 
     def run(duration: float) -> float:
         done = [0] * callers
@@ -141,8 +141,9 @@ def build_minilm(path: Path) -> None:
             )
 
         attended = skip_norm(f"{layer}.attention.output", context, hidden, prefix + "attended")
-        wide = node("MatMul", [attended, weight(f"{layer}.intermediate.dense.weight", True)], prefix + "wide", domain="")
-        active = node("BiasGelu", [wide, weight(f"{layer}.intermediate.dense.bias")], prefix + "active")
+        inner = f"{layer}.intermediate.dense"
+        wide = node("MatMul", [attended, weight(inner + ".weight", True)], prefix + "wide", domain="")
+        active = node("BiasGelu", [wide, weight(inner + ".bias")], prefix + "active")
         hidden = skip_norm(f"{layer}.output", active, attended, prefix + "out")
     mean = node("ReduceMean", [hidden, constant("axis", np.array([1]))], "mean", domain="", keepdims=0)
     node("LpNormalization", [mean], "embedding", domain="", axis=1, p=2)
@@ -221,7 +222,8 @@ def credit_rows(count: int) -> np.ndarray:
         table = list(csv.DictReader(file))
     codes = {feature["name"]: feature.get("categories") for feature in signature}
     rows = [
-        [float(row[name] if known is None else known.index(row[name])) for name, known in codes.items()] for row in table
+        [float(row[name] if known is None else known.index(row[name])) for name, known in codes.items()]
+        for row in table
     ]
     return np.resize(np.array(rows, dtype=np.float32), (count, len(codes)))
 
@@ -282,7 +284,7 @@ def main() -> int:
         parser.error("--tokens must be between 3 and 512")
     result = arguments.command(arguments)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    print(json.dumps(result | given))
+    print(json.dumps(given | result))
     return 0
 
 
