@@ -1,0 +1,83 @@
+//! predict: runs the models that the registry keeps.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`follow`], [`catalog`], [`registry`], [`cache`] | which version serves, and how it comes here, verified |
+//! | [`model`] | a loaded version: [`text`] (embedding, reranking), [`generate`], [`tabular`] |
+//! | [`batch`], [`cut`] | the bounded queue in front of every engine, and where a batch ends |
+//! | [`schema`], [`policy`], [`decide`], [`decision`], [`log`] | from named features to a recorded decision |
+//! | [`grpc`], [`convert`] | the two services: convert in, one call, convert out |
+
+pub mod batch;
+pub mod cache;
+pub mod catalog;
+pub mod config;
+pub mod convert;
+pub mod cut;
+pub mod decide;
+pub mod decision;
+pub mod error;
+pub mod follow;
+pub mod generate;
+pub mod grpc;
+pub mod log;
+pub mod metrics;
+pub mod model;
+pub mod policy;
+pub mod reference;
+pub mod registry;
+pub mod release;
+pub mod schema;
+pub mod tabular;
+pub mod text;
+pub mod timing;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+use verdict_chassis::{client, health::Health, server, server::Listeners};
+
+pub use crate::config::Config;
+use crate::{
+    cache::Cache, catalog::Catalog, decide::Decider, follow::Follower, log::writer::Writer, registry::Registry,
+};
+
+/// The services of this process, by their full names; both are ready when every configured model is warm.
+pub const SERVICES: [&str; 2] = ["verdict.predict.v1.PredictService", "verdict.predict.v1.DecisionService"];
+
+/// How long stopping waits for work of its own, after the last call ended.
+const LAST_WORK: Duration = Duration::from_secs(5);
+
+/// Serves until `stop`. Returns when calls in flight have ended, or were cut after the drain's grace.
+pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) -> anyhow::Result<()> {
+    metrics::describe();
+    let cache = Arc::new(Cache::open(config.data_dir.join("cache"))?);
+    let log = log::open(config.database_url.as_deref(), &config.data_dir.join("decisions.db")).await?;
+    let registry = Registry::new(client::connect(&config.registry_url).context("--registry-url, REGISTRY_URL")?);
+    let health = Health::new(&SERVICES);
+    let catalog = Arc::new(Catalog::new(&config.models));
+    if config.models.is_empty() {
+        warn!("no models are configured: name some with --models or PREDICT_MODELS");
+    }
+
+    let tasks = TaskTracker::new();
+    let (writer, write) = Writer::new(log.clone());
+    tasks.spawn(write);
+    let sizing = config.sizing();
+    let following = stop.child_token();
+    Follower { catalog: catalog.clone(), cache, registry, sizing, health: health.clone() }.start(&tasks, &following);
+
+    let decider = Arc::new(Decider::new(log, writer));
+    let routes = grpc::routes(catalog, decider, config.server.max_message_bytes);
+    let served = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop).await;
+
+    // The routes are gone, and with them the last sender of the decision writer: it writes what it has and ends.
+    following.cancel();
+    tasks.close();
+    if tokio::time::timeout(LAST_WORK, tasks.wait()).await.is_err() {
+        warn!("work in the background did not end within {LAST_WORK:?}");
+    }
+    served
+}

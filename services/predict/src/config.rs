@@ -1,0 +1,128 @@
+//! Every setting of the service.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, thread};
+
+use verdict_chassis::{server::ServerConfig, settings, telemetry::TelemetryConfig};
+
+use crate::{batch::Limits, convert::MAX_INPUTS, cut::Budget, model::Sizing, reference::Reference};
+
+/// What predict serves, from where, and how much of it at once.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Config {
+    /// Where gRPC is served
+    #[arg(long, env = "PREDICT_LISTEN", default_value = "127.0.0.1:50052")]
+    pub listen: SocketAddr,
+    /// Where /metrics, /livez and /readyz are served
+    #[arg(long, env = "PREDICT_ADMIN_LISTEN", default_value = "127.0.0.1:9102")]
+    pub admin_listen: SocketAddr,
+    /// What to serve: name@alias or name/version, separated by commas
+    #[arg(long, env = "PREDICT_MODELS", value_delimiter = ',', value_parser = reference)]
+    pub models: Vec<Reference>,
+    /// The model registry
+    #[arg(long, env = "REGISTRY_URL", default_value = "http://127.0.0.1:50051")]
+    pub registry_url: String,
+    /// Folder of the model cache and, by default, of the decision log
+    #[arg(long, env = "PREDICT_DATA_DIR", default_value = ".verdict/predict")]
+    pub data_dir: PathBuf,
+    /// Decision log: sqlite:PATH or postgres://…; decisions.db in the data folder when it is not set
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// Inputs that wait per model; more are refused. At least as many as one request may bring
+    #[arg(long, env = "PREDICT_QUEUE_SIZE", default_value_t = 4096, value_parser = queue)]
+    pub queue_size: usize,
+    /// Tokens of one batch
+    #[arg(long, env = "PREDICT_BATCH_TOKENS", default_value = "4096", value_parser = settings::positive)]
+    pub batch_tokens: usize,
+    /// Inputs of one batch
+    #[arg(long, env = "PREDICT_BATCH_ITEMS", default_value = "64", value_parser = settings::positive)]
+    pub batch_items: usize,
+    /// Threads that compute, per model; as many as there are cores when it is not set
+    #[arg(long, env = "PREDICT_WORKERS", value_parser = settings::positive)]
+    pub workers: Option<usize>,
+    /// Generations that run at the same time, per model
+    #[arg(long, env = "PREDICT_GENERATION_WORKERS", default_value = "1", value_parser = settings::positive)]
+    pub generation_workers: usize,
+    /// Generations that wait, per model; more are refused
+    #[arg(long, env = "PREDICT_GENERATION_QUEUE", default_value = "32", value_parser = settings::positive)]
+    pub generation_queue: usize,
+    #[command(flatten)]
+    pub server: ServerConfig,
+    #[command(flatten)]
+    pub telemetry: TelemetryConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50052)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 9102)),
+            models: Vec::new(),
+            registry_url: "http://127.0.0.1:50051".to_owned(),
+            data_dir: PathBuf::from(".verdict/predict"),
+            database_url: None,
+            queue_size: 4096,
+            batch_tokens: 4096,
+            batch_items: 64,
+            workers: None,
+            generation_workers: 1,
+            generation_queue: 32,
+            server: ServerConfig::default(),
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Returns how queues and workers are sized.
+    pub fn sizing(&self) -> Sizing {
+        let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let budget = Budget { items: self.batch_items, cost: self.batch_tokens };
+        let workers = self.workers.unwrap_or_else(cores);
+        Sizing {
+            batch: Limits { budget, queue: self.queue_size, workers },
+            generation: Limits { budget, queue: self.generation_queue, workers: self.generation_workers },
+        }
+    }
+}
+
+fn reference(text: &str) -> Result<Reference, String> {
+    text.trim().parse()
+}
+
+fn queue(text: &str) -> Result<usize, String> {
+    match settings::positive(text)? {
+        size if size < MAX_INPUTS => Err(format!("must be at least {MAX_INPUTS}, the most inputs of one request")),
+        size => Ok(size),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn parse(args: &[&str]) -> Result<Config, String> {
+        let args = std::iter::once("predict").chain(args.iter().copied());
+        Cli::try_parse_from(args).map(|cli| cli.config).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_defaults_of_the_command_line_are_those_of_the_type() {
+        assert_eq!(format!("{:?}", parse(&[]).unwrap()), format!("{:?}", Config::default()));
+    }
+
+    #[test]
+    fn models_are_separated_by_commas_and_checked() {
+        let models = parse(&["--models", "a@b, c/2"]).unwrap().models;
+        assert_eq!(models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a@b", "c/2"]);
+        assert!(parse(&["--models", "a"]).unwrap_err().contains("name@alias"));
+        assert!(parse(&["--queue-size", "5"]).unwrap_err().contains("at least 1024"));
+    }
+}
