@@ -30,7 +30,7 @@ test: ## starts the servers the tests need and runs every test
 
 unit: models ## runs the tests that need no server
 	@scripts/tools.sh nextest
-	@cargo nextest run --workspace -E 'not test(/live/)'
+	@cargo nextest run --workspace -E 'not test(/(^|::)live(_[a-z]+)?::/)'
 
 lint: ## formatting, contracts, scripts, workflows, dependencies, clippy
 	@scripts/lint.sh

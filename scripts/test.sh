@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test: starts the servers they talk to, stops them at the end, however it ends.
 #
-# usage: test.sh [ARGUMENT OF cargo nextest run...]
+# usage: test.sh [ARGUMENT OF cargo nextest run...]     for example: test.sh -p model-registry
 #
 # Tests of a server that cannot be had here are reported as missing and left out; they are never green.
 set -euo pipefail
@@ -23,8 +23,11 @@ source "$servers/env"
 left_out=()
 if [[ -z ${TEST_QDRANT_URL:-} ]]; then
   echo "missing: Qdrant server (TEST_QDRANT_URL); its tests (live_qdrant) are left out"
-  left_out=(-E 'not test(/live_qdrant/)')
+  left_out=(-E 'not test(/(^|::)live_qdrant::/)')
 fi
 
-[[ $# -gt 0 ]] || cargo test --quiet --workspace --doc
-cargo nextest run --workspace "${left_out[@]}" "$@"
+if [[ $# -eq 0 ]]; then
+  cargo test --quiet --workspace --doc
+  set -- --workspace
+fi
+cargo nextest run "${left_out[@]}" "$@"
