@@ -1,0 +1,109 @@
+//! The stop: what may finish, what is cut, and that nothing holds it beyond its deadline.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use verdict_chassis::server::ServerConfig;
+use verdict_testkit::net;
+
+use crate::probe::{Server, answer, reply, search};
+
+fn grace(millis: u64) -> ServerConfig {
+    ServerConfig { drain_grace: Duration::from_millis(millis), ..ServerConfig::default() }
+}
+
+async fn stop(server: &mut Server) -> Duration {
+    let started = Instant::now();
+    server.stop.cancel();
+    server.stopped().await;
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn an_open_stream_is_cut_after_the_grace() {
+    let mut server = Server::start(grace(300)).await;
+    let mut stream = server.client().answer(answer("forever")).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    let took = stop(&mut server).await;
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(3), "{took:?}");
+    let end = tokio::time::timeout(Duration::from_secs(5), stream.message()).await.expect("the caller hears of it");
+    assert!(end.is_err(), "a cut stream doesn't look like a finished one: {end:?}");
+}
+
+#[tokio::test]
+async fn sockets_that_say_nothing_or_stop_in_the_handshake_do_not_hold_the_stop() {
+    let mut server = Server::start(grace(5000)).await;
+    let _idle = TcpStream::connect(server.grpc).await.unwrap();
+    let took = stop(&mut server).await;
+    assert!(took < Duration::from_secs(3), "an idle socket held the stop for {took:?}");
+
+    let mut server = Server::start(grace(300)).await;
+    let mut half = TcpStream::connect(server.grpc).await.unwrap();
+    half.write_all(b"PRI * HT").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let took = stop(&mut server).await;
+    assert!(took < Duration::from_secs(3), "half a preface held the stop for {took:?}");
+}
+
+#[tokio::test]
+async fn an_idle_client_does_not_hold_the_stop() {
+    let mut server = Server::start(grace(5000)).await;
+    let mut client = server.client();
+    client.search(search("hello")).await.unwrap();
+    let took = stop(&mut server).await;
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_call_in_flight_gets_its_answer() {
+    let mut server = Server::start(grace(5000)).await;
+    let mut client = server.client();
+    let call = tokio::spawn(async move { client.search(search("sleep:400")).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let took = stop(&mut server).await;
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(reply(call.await.unwrap().unwrap()), "slept");
+}
+
+#[tokio::test]
+async fn stopping_says_not_serving_before_it_closes() {
+    let delay = Duration::from_millis(500);
+    let mut server = Server::start(ServerConfig { drain_delay: delay, ..ServerConfig::default() }).await;
+    let mut client = HealthClient::new(server.channel());
+    let mut watch = client.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    server.stop.cancel();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert!(watch.message().await.unwrap().is_none(), "the watch ends, so that it doesn't hold the drain");
+    assert_eq!(net::get(server.admin, "/readyz").await.unwrap().0, 503);
+    server.client().search(search("new connections are still served")).await.unwrap();
+    server.stopped().await;
+    assert!(TcpStream::connect(server.grpc).await.is_err(), "the port is closed");
+    assert!(TcpStream::connect(server.admin).await.is_err(), "the admin port too");
+}
+
+#[tokio::test]
+async fn an_old_connection_is_asked_to_reconnect_and_no_call_fails() {
+    let age = Duration::from_millis(100);
+    let server = Server::start(ServerConfig { max_connection_age: age, ..ServerConfig::default() }).await;
+    let mut client = server.client();
+    let until = Instant::now() + Duration::from_millis(600);
+    while Instant::now() < until {
+        client.search(search("hello")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    let handshake = Duration::from_millis(100);
+    let server = Server::start(ServerConfig { handshake_timeout: handshake, ..ServerConfig::default() }).await;
+    let idle = TcpStream::connect(server.grpc).await.unwrap();
+    let closed = tokio::time::timeout(Duration::from_secs(5), idle.readable()).await;
+    closed.expect("the server closes it").unwrap();
+    assert_eq!(idle.try_read(&mut [0; 8]).unwrap(), 0);
+}
