@@ -1,0 +1,32 @@
+//! Measures embedding on one thread at fixed lengths: `cargo run --release --example embed_speed -- MODEL_DIR`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use verdict_inference::bert::{Embedder, EmbedderOptions};
+use verdict_inference::text::Encoded;
+
+fn main() -> anyhow::Result<()> {
+    let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        anyhow::bail!("usage: embed_speed MODEL_DIR");
+    };
+    let embedder = Embedder::load(&dir, EmbedderOptions::default())?;
+    println!("tokens  batch  sentences/s (best of 25 rounds)");
+    for (tokens, batch) in [(32, 1), (32, 32), (128, 1), (128, 32), (256, 8)] {
+        let ids = (0..tokens as u32).map(|at| 1000 + at * 37 % 20_000).collect();
+        let sentence = Encoded { ids, type_ids: vec![0; tokens] };
+        let sentences = vec![&sentence; batch];
+        let best = (0..25).map(|_| round(&embedder, &sentences)).max_by(f64::total_cmp).unwrap_or_default();
+        println!("{tokens:6}  {batch:5}  {best:.1}");
+    }
+    Ok(())
+}
+
+fn round(embedder: &Embedder, sentences: &[&Encoded]) -> f64 {
+    let (start, mut done) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_millis(200) {
+        std::hint::black_box(embedder.embed(sentences));
+        done += sentences.len();
+    }
+    done as f64 / start.elapsed().as_secs_f64()
+}

@@ -1,0 +1,8 @@
+//! The engine against reference values of the libraries it replaces, and against input that is wrong.
+
+mod bad_models;
+mod generation;
+mod golden_text;
+mod golden_trees;
+mod packing;
+mod support;
