@@ -249,6 +249,15 @@ mod tests {
         (batcher.unwrap(), open)
     }
 
+    /// Gives the only worker something to do, and waits until it has begun.
+    async fn busy(batcher: &Batcher<u32, u32>) -> Ticket<u32> {
+        let ticket = batcher.submit(vec![(1, 1)], None).unwrap().remove(0);
+        while !batcher.shared.state.lock().waiting.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        ticket
+    }
+
     fn free(workers: usize) -> Batcher<u32, u32> {
         gated(1024, workers).0
     }
@@ -270,10 +279,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_queue_refuses_all_or_nothing() {
         let (batcher, open) = gated(4, 1);
-        let running = batcher.submit(vec![(1, 1)], None).unwrap();
-        while batcher.shared.state.lock().waiting.len() == 1 {
-            tokio::task::yield_now().await;
-        }
+        let running = vec![busy(&batcher).await];
         let waiting = batcher.submit(vec![(2, 1), (3, 1), (4, 1)], None).unwrap();
         let full = batcher.submit(vec![(5, 1), (6, 1)], None).unwrap_err();
         assert!(full.retry_after >= Duration::from_millis(50));
@@ -287,10 +293,7 @@ mod tests {
     #[tokio::test]
     async fn what_arrives_while_the_worker_is_busy_makes_one_batch() {
         let (batcher, open) = gated(64, 1);
-        let first = batcher.submit(vec![(1, 1)], None).unwrap().remove(0);
-        while batcher.shared.state.lock().waiting.len() == 1 {
-            tokio::task::yield_now().await;
-        }
+        let first = busy(&batcher).await;
         let later: Vec<_> = (0..5).map(|n| batcher.submit(vec![(n, 1)], None).unwrap().remove(0)).collect();
         drop(open);
         assert_eq!(first.await.unwrap().unwrap().batch, 1);
@@ -302,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn expired_and_withdrawn_jobs_are_not_computed() {
         let (batcher, open) = gated(64, 1);
-        let running = batcher.submit(vec![(1, 1)], None).unwrap().remove(0);
+        let running = busy(&batcher).await;
         let expired = batcher.submit(vec![(13, 1)], Some(Instant::now())).unwrap().remove(0);
         drop(batcher.submit(vec![(13, 1)], None).unwrap());
         let last = batcher.submit(vec![(2, 1)], None).unwrap().remove(0);

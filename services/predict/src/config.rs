@@ -73,6 +73,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns the default settings with everything on disk below `dir`, whatever the environment says.
+    pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: dir.into(), ..Self::default() }
+    }
+
     /// Returns how queues and workers are sized.
     pub fn sizing(&self) -> Sizing {
         let cores = || thread::available_parallelism().map_or(1, NonZeroUsize::get);

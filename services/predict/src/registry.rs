@@ -24,6 +24,9 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// The next part of a download arrives within this.
 const NEXT_PART: Duration = Duration::from_secs(30);
 
+/// Largest answer taken: a version with all its files and categories.
+const MAX_ANSWER: usize = 64 << 20;
+
 /// A client of the registry.
 #[derive(Clone)]
 pub struct Registry {
@@ -44,7 +47,7 @@ pub enum Unresolved {
 impl Registry {
     /// Asks over `channel`.
     pub fn new(channel: Channel) -> Self {
-        Self { client: ModelRegistryServiceClient::new(channel) }
+        Self { client: ModelRegistryServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER) }
     }
 
     /// Resolves a reference to a READY version.

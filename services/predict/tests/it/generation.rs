@@ -1,0 +1,83 @@
+use std::time::{Duration, Instant};
+
+use predict::Config;
+use tonic::Code;
+use verdict_api::{
+    predict::{FinishReason, GenerateFinish, GenerateRequest, GeneratedToken, generate_response::Event},
+    registry::Task,
+};
+use verdict_chassis::status;
+
+use crate::world::{Predict, Registry, config, golden, told};
+
+fn request(prompt: &str, max_tokens: u32) -> GenerateRequest {
+    GenerateRequest {
+        model: "gemma-3-270m@champion".to_owned(),
+        prompt: prompt.to_owned(),
+        max_tokens,
+        ..GenerateRequest::default()
+    }
+}
+
+async fn generate(predict: &Predict, request: GenerateRequest) -> (Vec<GeneratedToken>, GenerateFinish) {
+    let mut messages = predict.client().generate(request).await.unwrap().into_inner();
+    let mut tokens = Vec::new();
+    loop {
+        match messages.message().await.unwrap().expect("a finish at the end").event.unwrap() {
+            Event::Token(token) => tokens.push(token),
+            Event::Finish(finish) => {
+                assert!(messages.message().await.unwrap().is_none(), "nothing after the finish");
+                return (tokens, finish);
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn text_is_streamed_as_the_reference_has_it_and_the_queue_can_say_no() {
+    let registry = Registry::start().await;
+    registry.publish_text("gemma-3-270m", Task::TextGeneration).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), &registry.url(), &["gemma-3-270m@champion"]);
+    let predict = Predict::start(Config { generation_queue: 1, ..config }).await;
+    predict.wait_ready().await;
+
+    let golden = golden("gemma3_270m.json");
+    let case = &golden["generation"][0];
+    let ids: Vec<_> = case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+    let prompt = case["prompt"].as_str().unwrap();
+    let (tokens, finish) = generate(&predict, request(prompt, 8)).await;
+    assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), ids[..8]);
+    assert_eq!((finish.reason(), finish.completion_tokens), (FinishReason::Length, 8));
+    assert_eq!(u64::from(finish.prompt_tokens), case["prompt_tokens"].as_u64().unwrap());
+    assert!(finish.served_by.unwrap().compute_ms > 0.0);
+    let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+
+    let stop = GenerateRequest { stop: vec!["country".to_owned()], ..request(prompt, 32) };
+    let (tokens, finish) = generate(&predict, stop).await;
+    assert_eq!(finish.reason(), FinishReason::Stop);
+    let stopped: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    assert!(text.starts_with(&stopped) && !stopped.contains("country"), "{stopped:?} of {text:?}");
+
+    let seeded = GenerateRequest { temperature: Some(0.8), seed: Some(7), ..request(prompt, 6) };
+    assert_eq!(generate(&predict, seeded.clone()).await.0, generate(&predict, seeded).await.0);
+
+    let refused = async |request: GenerateRequest| predict.client().generate(request).await.unwrap_err();
+    assert_eq!(told(&refused(request("", 1)).await).1, ["prompt"]);
+    assert_eq!(told(&refused(request("x", 1_000_000)).await).1, ["max_tokens"]);
+    let cold = GenerateRequest { temperature: Some(-1.0), ..request("x", 1) };
+    assert_eq!(told(&refused(cold).await).1, ["temperature"]);
+
+    // One runs, one waits, the third is refused; when the first leaves, the second gets its turn.
+    let mut running = predict.client().generate(request(prompt, 2000)).await.unwrap().into_inner();
+    running.message().await.unwrap().unwrap();
+    let mut waiting = predict.client().generate(request(prompt, 1)).await.unwrap().into_inner();
+    let full = refused(request(prompt, 1)).await;
+    assert_eq!((full.code(), told(&full).0.as_str()), (Code::ResourceExhausted, "QUEUE_FULL"));
+    assert!(status::retry_after(&full).is_some());
+    let left = Instant::now();
+    drop(running);
+    waiting.message().await.unwrap().unwrap();
+    assert!(left.elapsed() < Duration::from_secs(10), "the abandoned generation went on for {:?}", left.elapsed());
+    predict.stop().await;
+}

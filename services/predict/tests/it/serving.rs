@@ -1,0 +1,180 @@
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
+use verdict_api::{
+    predict::{PredictRequest, Row, Rows, ServedModelState, predict_request::Input},
+    registry::Task,
+};
+use verdict_chassis::status;
+
+use crate::world::{Predict, Registry, applications, config, credit_risk, told};
+
+const MODEL: &str = "credit-risk@champion";
+
+fn request() -> PredictRequest {
+    let rows = applications().into_iter().map(|features| Row { features }).collect();
+    PredictRequest { model: MODEL.to_owned(), input: Some(Input::Rows(Rows { rows })) }
+}
+
+async fn version_of(predict: &Predict) -> i64 {
+    predict.client().predict(request()).await.unwrap().into_inner().served_by.unwrap().version
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alias_moves_under_load_and_no_request_fails() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let second = registry.publish_credit_risk(2, None).await;
+    let (predict, _dir) = Predict::warm(&registry, &[MODEL]).await;
+
+    let done = Arc::new(AtomicBool::new(false));
+    let callers: Vec<_> = (0..8)
+        .map(|_| {
+            let (mut client, done) = (predict.client(), done.clone());
+            tokio::spawn(async move {
+                let mut versions = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    let answer = client.predict(request()).await.expect("no request fails").into_inner();
+                    versions.push(answer.served_by.unwrap().version);
+                }
+                versions
+            })
+        })
+        .collect();
+    predict.wait("requests run on version 1", async || version_of(&predict).await == 1).await;
+    registry.point("credit-risk", "champion", second.version).await;
+    predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
+    done.store(true, Ordering::Relaxed);
+    let mut seen = BTreeSet::new();
+    for caller in callers {
+        let versions = caller.await.unwrap();
+        assert!(versions.is_sorted(), "a caller saw the old version after the new one");
+        seen.extend(versions);
+    }
+    assert_eq!(seen, BTreeSet::from([1, 2]));
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_not_serving_until_every_model_is_warm() {
+    let registry = Registry::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let predict = Predict::start(config(dir.path(), &registry.url(), &[MODEL])).await;
+    predict.wait("it says why", async || predict.served().await[0].state() == ServedModelState::Failed).await;
+    for service in ["", predict::SERVICES[0], predict::SERVICES[1]] {
+        assert_eq!(predict.health(service).await, Some(ServingStatus::NotServing), "{service}");
+    }
+    let refused = predict.client().predict(request()).await.unwrap_err();
+    assert_eq!((refused.code(), told(&refused).0.as_str()), (Code::Unavailable, "MODEL_LOADING"));
+    assert!(status::retry_after(&refused).is_some());
+
+    registry.publish_credit_risk(1, Some("champion")).await;
+    predict.wait_ready().await;
+    for service in ["", predict::SERVICES[0], predict::SERVICES[1]] {
+        assert_eq!(predict.health(service).await, Some(ServingStatus::Serving), "{service}");
+    }
+    assert_eq!(version_of(&predict).await, 1);
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_from_its_cache_while_the_registry_is_down() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let second = registry.publish_credit_risk(2, None).await;
+    let (predict, dir) = Predict::warm(&registry, &[MODEL]).await;
+    predict.stop().await;
+    let registry = registry.stop().await;
+
+    let predict = Predict::start(config(dir.path(), &registry.url(), &[MODEL])).await;
+    predict.wait_ready().await;
+    assert_eq!(version_of(&predict).await, 1);
+    predict.wait("it says so", async || predict.served().await[0].message.contains("not reachable")).await;
+
+    // It catches up when the registry is back.
+    let registry = registry.start().await;
+    registry.point("credit-risk", "champion", second.version).await;
+    predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
+    assert_eq!(predict.served().await[0].message, "");
+    predict.stop().await;
+
+    // A damaged file is fetched again while the registry is there, and refused while it is not.
+    let digest = second.digest.strip_prefix("sha256:").unwrap();
+    let cached = dir.path().join("cache/sha256").join(digest).join("model.json");
+    let mut bytes = fs::read(&cached).unwrap();
+    let original = bytes.clone();
+    bytes[100] ^= 1;
+    fs::write(&cached, &bytes).unwrap();
+    let predict = Predict::start(config(dir.path(), &registry.url(), &[MODEL])).await;
+    predict.wait_ready().await;
+    assert_eq!(fs::read(&cached).unwrap(), original);
+    predict.stop().await;
+    fs::write(&cached, &bytes).unwrap();
+    let registry = registry.stop().await;
+    let predict = Predict::start(config(dir.path(), &registry.url(), &[MODEL])).await;
+    predict.wait("it refuses", async || predict.served().await[0].state() == ServedModelState::Failed).await;
+    let message = predict.served().await.remove(0).message;
+    assert!(message.contains("cached files cannot be used"), "{message}");
+    assert_eq!(predict.health("").await, Some(ServingStatus::NotServing));
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupted_or_broken_version_is_refused_and_the_old_one_stays() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let second = registry.publish_credit_risk(2, None).await;
+    let (predict, _dir) = Predict::warm(&registry, &[MODEL]).await;
+
+    let artifact = second.artifacts.iter().find(|artifact| artifact.path == "model.json").unwrap();
+    let blob = registry.blob(&artifact.sha256);
+    let original = fs::read(&blob).unwrap();
+    let mut bytes = original.clone();
+    bytes[1000] ^= 1;
+    overwrite(&blob, &bytes);
+    registry.point("credit-risk", "champion", second.version).await;
+    predict.wait("it says why", async || predict.served().await[0].message.contains("model.json")).await;
+    let served = predict.served().await.remove(0);
+    assert_eq!((served.state(), served.version), (ServedModelState::Serving, 1));
+    assert_eq!(version_of(&predict).await, 1);
+    assert_eq!(predict.health("").await, Some(ServingStatus::Serving));
+
+    overwrite(&blob, &original);
+    predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
+
+    // Sound bytes, but a policy that makes no sense.
+    let broken = tempfile::tempdir().unwrap();
+    fs::copy(credit_risk().join("1/model.json"), broken.path().join("model.json")).unwrap();
+    let policy =
+        r#"{"id":"p","version":"1","adverse":"high","outcomes":[{"outcome":"approve","below":2},{"outcome":"x"}]}"#;
+    fs::write(broken.path().join("policy.json"), policy).unwrap();
+    let dir = broken.path().to_owned();
+    registry.publish("credit-risk", Task::TabularClassification, dir, Some("champion")).await;
+    predict.wait("it says why", async || predict.served().await[0].message.contains("thresholds must rise")).await;
+    assert_eq!(version_of(&predict).await, 2);
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_configured_is_ready_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let predict = Predict::start(config(dir.path(), "http://127.0.0.1:1", &[])).await;
+    predict.wait_ready().await;
+    let refused = predict.client().predict(request()).await.unwrap_err();
+    assert!(refused.message().contains("PREDICT_MODELS"), "{}", refused.message());
+    predict.stop().await;
+}
+
+/// Writes a file that is read-only for its owner, as a store may keep its own.
+fn overwrite(path: &std::path::Path, bytes: &[u8]) {
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}

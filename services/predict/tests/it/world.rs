@@ -1,0 +1,254 @@
+//! A registry and a predict, in this process, on disk in temporary folders.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use model_registry::publish::{Publication, publish};
+use predict::Config;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use verdict_api::{
+    predict::{
+        ListServedModelsRequest, ServedModel, Value, decision_service_client::DecisionServiceClient,
+        predict_service_client::PredictServiceClient, value::Kind,
+    },
+    registry::{SetAliasRequest, Signature, Task, Version, model_registry_service_client::ModelRegistryServiceClient},
+};
+use verdict_chassis::{
+    client::{self, Channel},
+    server::Listeners,
+    status,
+};
+
+/// Long enough for a model to load on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A service that runs in this process.
+struct Running {
+    address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// A model registry.
+pub(crate) struct Registry {
+    pub(crate) dir: TempDir,
+    running: Running,
+}
+
+impl Registry {
+    pub(crate) async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listeners = Listeners::loopback().await.unwrap();
+        let running = Self::run(dir.path(), listeners);
+        Self { dir, running }
+    }
+
+    fn run(dir: &Path, listeners: Listeners) -> Running {
+        let (address, stop) = (listeners.grpc_addr(), CancellationToken::new());
+        let config = model_registry::Config::in_dir(dir);
+        let task = tokio::spawn(model_registry::run(config, listeners, stop.clone()));
+        Running { address, stop, task }
+    }
+
+    /// Stops it; what it keeps stays.
+    pub(crate) async fn stop(self) -> Stopped {
+        let address = self.running.address;
+        self.running.stop().await;
+        Stopped { dir: self.dir, address }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.running.address)
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        client::connect(&self.url()).unwrap()
+    }
+
+    pub(crate) async fn publish(&self, model: &str, task: Task, dir: PathBuf, alias: Option<&str>) -> Version {
+        let signature = (task == Task::TabularClassification).then(signature);
+        let publication = Publication {
+            model: model.to_owned(),
+            description: String::new(),
+            task,
+            signature,
+            parameters: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            dir,
+            alias: alias.map(str::to_owned),
+            request_id: None,
+        };
+        publish(self.channel(), publication, |_, _, _| {}).await.unwrap()
+    }
+
+    /// Publishes version 1 or 2 of the credit-risk model.
+    pub(crate) async fn publish_credit_risk(&self, version: u32, alias: Option<&str>) -> Version {
+        self.publish("credit-risk", Task::TabularClassification, credit_risk().join(version.to_string()), alias).await
+    }
+
+    /// Publishes one of the text models of the cache under its own name, as `champion`.
+    pub(crate) async fn publish_text(&self, name: &str, task: Task) -> Version {
+        self.publish(name, task, verdict_testkit::models::dir(name), Some("champion")).await
+    }
+
+    pub(crate) async fn point(&self, model: &str, alias: &str, version: i64) {
+        let request =
+            SetAliasRequest { model: model.to_owned(), alias: alias.to_owned(), version, ..SetAliasRequest::default() };
+        ModelRegistryServiceClient::new(self.channel()).set_alias(request).await.unwrap();
+    }
+
+    /// Returns where the directory store keeps the bytes of a file.
+    pub(crate) fn blob(&self, sha256: &str) -> PathBuf {
+        self.dir.path().join("artifacts/sha256").join(&sha256[..2]).join(&sha256[2..])
+    }
+}
+
+/// A registry that is down.
+pub(crate) struct Stopped {
+    dir: TempDir,
+    address: SocketAddr,
+}
+
+impl Stopped {
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Starts it again where it was.
+    pub(crate) async fn start(self) -> Registry {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listeners = Listeners::bind(self.address, any).await.unwrap();
+        let running = Registry::run(self.dir.path(), listeners);
+        Registry { dir: self.dir, running }
+    }
+}
+
+/// A predict service.
+pub(crate) struct Predict {
+    running: Running,
+    channel: Channel,
+}
+
+impl Predict {
+    /// Starts it on a folder of its own, and waits until everything is warm.
+    pub(crate) async fn warm(registry: &Registry, models: &[&str]) -> (Self, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let predict = Self::start(config(dir.path(), &registry.url(), models)).await;
+        predict.wait_ready().await;
+        (predict, dir)
+    }
+
+    pub(crate) async fn start(config: Config) -> Self {
+        let listeners = Listeners::loopback().await.unwrap();
+        let (address, stop) = (listeners.grpc_addr(), CancellationToken::new());
+        let task = tokio::spawn(predict::run(config, listeners, stop.clone()));
+        let channel = client::connect(&format!("http://{address}")).unwrap();
+        Self { running: Running { address, stop, task }, channel }
+    }
+
+    pub(crate) async fn stop(self) {
+        drop(self.channel);
+        self.running.stop().await;
+    }
+
+    pub(crate) fn client(&self) -> PredictServiceClient<Channel> {
+        PredictServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(crate) fn decisions(&self) -> DecisionServiceClient<Channel> {
+        DecisionServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) async fn served(&self) -> Vec<ServedModel> {
+        self.client().list_served_models(ListServedModelsRequest {}).await.unwrap().into_inner().models
+    }
+
+    pub(crate) async fn health(&self, service: &str) -> Option<ServingStatus> {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let answer = HealthClient::new(self.channel.clone()).check(request).await.ok()?;
+        Some(answer.into_inner().status())
+    }
+
+    pub(crate) async fn wait_ready(&self) {
+        let ready = async || self.health("").await == Some(ServingStatus::Serving);
+        self.wait("everything is warm", ready).await;
+    }
+
+    /// Waits until `met`; panics with what is served when it takes too long.
+    pub(crate) async fn wait(&self, what: &str, met: impl AsyncFn() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !met().await {
+            assert!(Instant::now() < until, "still not: {what}; served: {:?}", self.served().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+pub(crate) fn config(dir: &Path, registry: &str, models: &[&str]) -> Config {
+    let models = models.iter().map(|model| model.parse().unwrap()).collect();
+    Config { models, registry_url: registry.to_owned(), ..Config::in_dir(dir) }
+}
+
+/// Where the credit-risk model and its data are.
+pub(crate) fn credit_risk() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/demo/data/credit-risk")
+}
+
+fn signature() -> Signature {
+    let json = fs::read(credit_risk().join("signature.json")).unwrap();
+    serde_json::from_slice::<model_registry::model::Signature>(&json).unwrap().into()
+}
+
+/// Reads a reference file of the inference crate.
+pub(crate) fn golden(name: &str) -> serde_json::Value {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden");
+    serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap()
+}
+
+/// Reads numbers of a reference file.
+pub(crate) fn floats(values: &serde_json::Value) -> Vec<f32> {
+    values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap() as f32).collect()
+}
+
+/// The ten applications for credit of the demo.
+pub(crate) fn applications() -> Vec<HashMap<String, Value>> {
+    let json = fs::read(credit_risk().join("applications.json")).unwrap();
+    let applications: Vec<serde_json::Map<String, serde_json::Value>> = serde_json::from_slice(&json).unwrap();
+    let value = |value: serde_json::Value| match value {
+        serde_json::Value::Number(number) => self::number(number.as_f64().unwrap()),
+        serde_json::Value::String(text) => self::text(&text),
+        other => panic!("{other}"),
+    };
+    let features = |application: serde_json::Map<_, _>| application.into_iter().map(|(name, wire)| (name, value(wire)));
+    applications.into_iter().map(|application| features(application).collect()).collect()
+}
+
+pub(crate) fn number(number: f64) -> Value {
+    Value { kind: Some(Kind::Number(number)) }
+}
+
+pub(crate) fn text(text: &str) -> Value {
+    Value { kind: Some(Kind::Text(text.to_owned())) }
+}
+
+/// Returns the reason of a refusal and the fields it names.
+pub(crate) fn told(refused: &Status) -> (String, Vec<String>) {
+    let fields = status::fields(refused).into_iter().map(|field| field.field).collect();
+    (status::reason(refused).unwrap_or_default(), fields)
+}
