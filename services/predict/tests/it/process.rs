@@ -5,8 +5,8 @@ use verdict_api::predict::{
 };
 use verdict_chassis::client::{self, Channel};
 use verdict_testkit::{
-    net::free_port,
-    process::{Child, get},
+    net::{free_port, get},
+    process::Child,
 };
 
 use crate::world::{PATIENCE, Registry, applications};
@@ -101,7 +101,7 @@ async fn the_process_measures_traces_and_refuses_to_share_its_folder() {
     let decision = decide(&mut client, 0, 0).await.unwrap();
     assert_eq!(decision.trace_id.len(), 32);
 
-    let (status, metrics) = get(ports.admin, "/metrics").unwrap();
+    let (status, metrics) = get(ports.admin, "/metrics").await.unwrap();
     assert_eq!(status, 200);
     for line in [
         r#"model_inference_time_ms_bucket{model="credit-risk",version="1""#,
