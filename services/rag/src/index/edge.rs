@@ -1,0 +1,394 @@
+//! Qdrant's engine in process, one shard directory per collection.
+//!
+//! ```text
+//! <root>/<collection>/collection.json     what it was made for; written last, so what has it is whole
+//! <root>/<collection>/shard/              the engine's files
+//! ```
+//! The engine loads what was flushed and does not replay its write-ahead log. So every write here ends with a flush,
+//! and only then is it answered: a process killed at any moment has lost nothing it acknowledged. A document that was
+//! half written when it died reads as [`Holding::Other`] and is replaced when it is sent again.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use async_trait::async_trait;
+use qdrant_edge::external::serde_json::Value;
+use qdrant_edge::{
+    Condition, CountRequest, CreateIndex, Distance, EdgeConfig, EdgeShard, EdgeSparseVectorParamsBuilder,
+    EdgeVectorParamsBuilder, FieldCondition, FieldIndexOperations, Filter, Fusion, JsonPath, Match, Modifier,
+    NamedQuery, NamedVectors, PayloadFieldSchema, PayloadSchemaType, PointId, PointInsertOperations, PointOperations,
+    PointStruct, Prefetch, QueryEnum, QueryRequest, ScoringQuery, SparseVector, UpdateOperation, ValueVariants, Vector,
+    VectorInternal, WithPayloadInterface, WithVector,
+};
+
+use super::{
+    By, Counts, DENSE, ENGINE_RRF_K, FUSED_DEPTH, Found, Holding, Index, Payload, Point, Points, Query, SPARSE, Schema,
+    WRITE_BATCH, engine_limit, label, ranked,
+};
+use crate::document::{Collection, Passage, passage_key};
+use crate::error::{Error, Result};
+use crate::sparse::Sparse;
+
+/// Most collections of one process: each holds files and memory while it is open.
+const MAX_COLLECTIONS: usize = 256;
+
+const SCHEMA_FILE: &str = "collection.json";
+
+/// Collections below a directory that belongs to this process alone.
+pub(crate) struct EdgeIndex {
+    root: PathBuf,
+    open: tokio::sync::Mutex<HashMap<Collection, Arc<Shard>>>,
+}
+
+/// An open collection.
+struct Shard {
+    name: Collection,
+    schema: Schema,
+    engine: EdgeShard,
+    /// Held while writing: the engine's flush must meet no other writer.
+    writing: parking_lot::Mutex<()>,
+}
+
+impl EdgeIndex {
+    /// Opens the directory, making it if there is none.
+    pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(root)
+            .with_context(|| format!("cannot make the index directory {} (RAG_DATA_DIR)", root.display()))?;
+        Ok(Self { root: root.to_owned(), open: tokio::sync::Mutex::default() })
+    }
+
+    /// Returns the collection, opening it if it is not open yet.
+    async fn shard(&self, collection: &Collection) -> Result<Option<Arc<Shard>>> {
+        let mut open = self.open.lock().await;
+        if let Some(shard) = open.get(collection) {
+            return Ok(Some(shard.clone()));
+        }
+        let (path, name) = (self.root.join(collection.as_str()), collection.clone());
+        let shard = blocking(move || Shard::load(&path, name)).await?;
+        Ok(shard.map(|shard| {
+            let shard = Arc::new(shard);
+            open.insert(collection.clone(), shard.clone());
+            shard
+        }))
+    }
+
+    async fn with<T: Send + 'static>(
+        &self,
+        collection: &Collection,
+        work: impl FnOnce(&Shard) -> anyhow::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let shard = self.shard(collection).await?.ok_or_else(|| Error::CollectionNotFound(collection.clone()))?;
+        blocking(move || work(&shard)).await
+    }
+}
+
+/// Runs work that waits for disk or computes off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> Result<T> {
+    let outcome = tokio::task::spawn_blocking(work).await.context("the index failed")?;
+    Ok(outcome.context("index")?)
+}
+
+#[async_trait]
+impl Index for EdgeIndex {
+    async fn schema(&self, collection: &Collection) -> Result<Option<Schema>> {
+        Ok(self.shard(collection).await?.map(|shard| shard.schema.clone()))
+    }
+
+    async fn create(&self, collection: &Collection, schema: &Schema) -> Result<Schema> {
+        if let Some(found) = self.schema(collection).await? {
+            return Ok(found);
+        }
+        // Making one excludes making another; opening waits on the same lock.
+        let open = self.open.lock().await;
+        let (root, name, schema) = (self.root.clone(), collection.clone(), schema.clone());
+        blocking(move || Shard::create(&root, &name, &schema)).await??;
+        drop(open);
+        self.schema(collection).await?.ok_or_else(|| Error::CollectionNotFound(collection.clone()))
+    }
+
+    async fn holdings(&self, collection: &Collection, documents: &[(String, String)]) -> Result<Vec<Holding>> {
+        let documents = documents.to_vec();
+        self.with(collection, move |shard| documents.iter().map(|(id, revision)| shard.holding(id, revision)).collect())
+            .await
+    }
+
+    async fn replace(&self, collection: &Collection, documents: Vec<Points>) -> Result<Vec<Holding>> {
+        self.with(collection, move |shard| shard.replace(documents)).await
+    }
+
+    async fn delete(&self, collection: &Collection, document_id: &str) -> Result<u32> {
+        let document_id = document_id.to_owned();
+        self.with(collection, move |shard| shard.delete(&document_id)).await
+    }
+
+    async fn search(&self, collection: &Collection, query: Query) -> Result<Vec<Found>> {
+        self.with(collection, move |shard| shard.search(query)).await
+    }
+
+    async fn passage(&self, collection: &Collection, of: &Passage) -> Result<Option<Passage>> {
+        let key = of.key(collection);
+        self.with(collection, move |shard| shard.passage(PointId::Uuid(key))).await
+    }
+
+    async fn counts(&self, collection: &Collection) -> Result<Counts> {
+        self.with(collection, |shard| {
+            let first_chunks = only(matches("chunk", ValueVariants::Integer(0)));
+            Ok(Counts { documents: shard.count(Some(first_chunks))? as u64, chunks: shard.count(None)? as u64 })
+        })
+        .await
+    }
+
+    async fn settle(&self, collection: &Collection) -> Result<()> {
+        self.with(collection, |shard| {
+            let _writing = shard.writing.lock();
+            if shard.engine.optimize()? {
+                shard.index_payload()?;
+                shard.engine.flush();
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn probe(&self) -> Result<()> {
+        let root = self.root.clone();
+        blocking(move || {
+            std::fs::read_dir(&root).with_context(|| format!("cannot read {}", root.display()))?;
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Shard {
+    /// Makes the collection's directory beside its place and moves it there, so that it is whole or absent.
+    fn create(root: &Path, name: &Collection, schema: &Schema) -> anyhow::Result<Result<()>> {
+        if std::fs::read_dir(root)?.count() >= MAX_COLLECTIONS {
+            return Ok(Err(Error::TooManyCollections(MAX_COLLECTIONS)));
+        }
+        let draft = root.join(format!(".new-{name}"));
+        if draft.exists() {
+            std::fs::remove_dir_all(&draft)?;
+        }
+        std::fs::create_dir_all(draft.join("shard"))?;
+        let dense = EdgeVectorParamsBuilder::new(schema.dimensions as usize, Distance::Cosine).build();
+        let sparse = EdgeSparseVectorParamsBuilder::new().modifier(Modifier::Idf).build();
+        let config = EdgeConfig::builder().vector(DENSE, dense).sparse_vector(SPARSE, sparse).build();
+        drop(EdgeShard::new(&draft.join("shard"), config)?);
+        let file = std::fs::File::create(draft.join(SCHEMA_FILE))?;
+        serde_json::to_writer(&file, schema)?;
+        file.sync_all()?;
+        std::fs::rename(&draft, root.join(name.as_str()))?;
+        std::fs::File::open(root)?.sync_all()?;
+        Ok(Ok(()))
+    }
+
+    fn load(path: &Path, name: Collection) -> anyhow::Result<Option<Self>> {
+        let file = match std::fs::File::open(path.join(SCHEMA_FILE)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot open collection `{name}`")),
+        };
+        let schema = serde_json::from_reader(std::io::BufReader::new(file))
+            .with_context(|| format!("{SCHEMA_FILE} of collection `{name}` is damaged"))?;
+        trim_log(&path.join("shard").join("wal"))?;
+        let engine = EdgeShard::load(&path.join("shard"), None).with_context(|| {
+            format!("cannot open collection `{name}`; is another process using {}?", path.display())
+        })?;
+        let shard = Self { name, schema, engine, writing: parking_lot::Mutex::default() };
+        shard.index_payload()?;
+        Ok(Some(shard))
+    }
+
+    /// Sees to it that filters are served by indexes; those that exist are kept.
+    fn index_payload(&self) -> anyhow::Result<()> {
+        let fields = [
+            ("document_id", PayloadSchemaType::Keyword),
+            ("revision", PayloadSchemaType::Keyword),
+            ("labels", PayloadSchemaType::Keyword),
+            ("chunk", PayloadSchemaType::Integer),
+        ];
+        let indexed = self.engine.info().payload_schema;
+        for (field, schema) in fields {
+            if !indexed.contains_key(&field_path(field)) {
+                let create = CreateIndex {
+                    field_name: field_path(field),
+                    field_schema: Some(PayloadFieldSchema::FieldType(schema)),
+                };
+                let operation = FieldIndexOperations::CreateIndex(create);
+                self.engine.update(UpdateOperation::FieldIndexOperation(operation))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, filter: Option<Filter>) -> anyhow::Result<usize> {
+        Ok(self.engine.count(CountRequest { filter, exact: true })?)
+    }
+
+    fn passage(&self, id: PointId) -> anyhow::Result<Option<Passage>> {
+        let records = self.engine.retrieve(&[id], Some(WithPayloadInterface::Bool(true)), None)?;
+        records.into_iter().next().map(|record| passage(record.payload)).transpose()
+    }
+
+    fn holding(&self, document_id: &str, revision: &str) -> anyhow::Result<Holding> {
+        let of_document = matches("document_id", text(document_id));
+        let stored = self.count(Some(only(of_document.clone())))?;
+        if stored == 0 {
+            return Ok(Holding::Nothing);
+        }
+        let of_revision =
+            Filter { must: Some(vec![of_document, matches("revision", text(revision))]), ..Filter::new() };
+        let first = self.passage(PointId::Uuid(passage_key(&self.name, document_id, revision, 0)))?;
+        let whole = first.is_some_and(|first| first.chunks as usize == stored);
+        let same = whole && self.count(Some(of_revision))? == stored;
+        Ok(if same { Holding::Same { chunks: stored as u32 } } else { Holding::Other })
+    }
+
+    fn replace(&self, documents: Vec<Points>) -> anyhow::Result<Vec<Holding>> {
+        let _writing = self.writing.lock();
+        let mut before = Vec::with_capacity(documents.len());
+        for document in documents {
+            let Points { document_id, revision, points } = document;
+            let held = self.holding(&document_id, &revision)?;
+            before.push(held);
+            if matches!(held, Holding::Same { .. }) {
+                continue;
+            }
+            let mut points = points.into_iter().peekable();
+            while points.peek().is_some() {
+                let batch =
+                    points.by_ref().take(WRITE_BATCH).map(|point| self.point(point)).collect::<Result<_, _>>()?;
+                let insert = PointOperations::UpsertPoints(PointInsertOperations::PointsList(batch));
+                self.engine.update(UpdateOperation::PointOperation(insert))?;
+            }
+            if held == Holding::Other {
+                let stale = Filter {
+                    must: Some(vec![matches("document_id", text(&document_id))]),
+                    must_not: Some(vec![matches("revision", text(&revision))]),
+                    ..Filter::new()
+                };
+                self.engine.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(stale)))?;
+            }
+        }
+        self.engine.flush();
+        Ok(before)
+    }
+
+    fn point(&self, point: Point) -> anyhow::Result<qdrant_edge::PointStructPersisted> {
+        let Point { passage, dense, sparse } = point;
+        let id = PointId::Uuid(passage.key(&self.name));
+        let mut vectors = NamedVectors::default().add_vector(DENSE, Vector::new_dense(dense));
+        if !sparse.is_empty() {
+            vectors = vectors.add_vector(SPARSE, Vector::new_sparse(sparse.indices, sparse.values)?);
+        }
+        Ok(PointStruct::new(id, vectors, serde_json::to_value(Payload::new(passage))?).into())
+    }
+
+    fn delete(&self, document_id: &str) -> anyhow::Result<u32> {
+        let _writing = self.writing.lock();
+        let of_document = only(matches("document_id", text(document_id)));
+        let stored = self.count(Some(of_document.clone()))?;
+        if stored > 0 {
+            let delete = PointOperations::DeletePointsByFilter(of_document);
+            self.engine.update(UpdateOperation::PointOperation(delete))?;
+            self.engine.flush();
+        }
+        Ok(stored as u32)
+    }
+
+    fn search(&self, query: Query) -> anyhow::Result<Vec<Found>> {
+        let limit = query.limit;
+        let points = self.engine.query(request(query)?)?;
+        let found = points
+            .into_iter()
+            .map(|point| Ok(Found { score: point.score, passage: passage(point.payload)? }))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(ranked(found, limit))
+    }
+}
+
+fn request(query: Query) -> anyhow::Result<QueryRequest> {
+    let Query { by, limit, filter } = query;
+    let conditions: Vec<_> = filter.iter().map(|(key, value)| matches("labels", text(&label(key, value)))).collect();
+    let filter = (!conditions.is_empty()).then(|| Filter { must: Some(conditions), ..Filter::new() });
+    let limit = engine_limit(limit);
+    let prefetch = |query| Prefetch {
+        prefetches: Vec::new(),
+        query: Some(query),
+        limit: limit.max(FUSED_DEPTH),
+        params: None,
+        filter: filter.clone(),
+        score_threshold: None,
+    };
+    let (prefetches, query) = match by {
+        By::Dense(vector) => (Vec::new(), nearest(DENSE, VectorInternal::Dense(vector))),
+        By::Sparse(vector) => (Vec::new(), nearest(SPARSE, sparse_vector(vector)?)),
+        By::Both(dense, sparse) => {
+            let dense = prefetch(nearest(DENSE, VectorInternal::Dense(dense)));
+            let sparse = prefetch(nearest(SPARSE, sparse_vector(sparse)?));
+            (vec![dense, sparse], ScoringQuery::Fusion(Fusion::Rrf { k: ENGINE_RRF_K, weights: None }))
+        }
+    };
+    Ok(QueryRequest {
+        prefetches,
+        query: Some(query),
+        filter,
+        score_threshold: None,
+        limit,
+        offset: 0,
+        params: None,
+        with_vector: WithVector::Bool(false),
+        with_payload: WithPayloadInterface::Bool(true),
+    })
+}
+
+fn nearest(name: &str, vector: VectorInternal) -> ScoringQuery {
+    ScoringQuery::Vector(QueryEnum::Nearest(NamedQuery::new(vector, name)))
+}
+
+fn sparse_vector(sparse: Sparse) -> anyhow::Result<VectorInternal> {
+    let vector = SparseVector::new(sparse.indices, sparse.values)?;
+    Ok(VectorInternal::Sparse(vector))
+}
+
+fn field_path(field: &str) -> JsonPath {
+    field.parse().expect("a plain field name is a path")
+}
+
+fn text(value: &str) -> ValueVariants {
+    ValueVariants::String(value.to_owned())
+}
+
+fn matches(field: &str, value: ValueVariants) -> Condition {
+    Condition::Field(FieldCondition::new_match(field_path(field), Match::from(value)))
+}
+
+fn only(condition: Condition) -> Filter {
+    Filter::new_must(condition)
+}
+
+fn passage(payload: Option<qdrant_edge::Payload>) -> anyhow::Result<Passage> {
+    let payload = payload.context("a stored point has no payload")?;
+    let payload: Payload = serde_json::from_value(Value::Object(payload.0)).context("a stored point is damaged")?;
+    Ok(payload.passage)
+}
+
+/// Deletes the closed segments of the engine's log but the last, which carries the numbering on. The engine reads none
+/// of them and deletes none, so they would only grow.
+fn trim_log(log: &Path) -> anyhow::Result<()> {
+    let mut closed = Vec::new();
+    for entry in std::fs::read_dir(log).with_context(|| format!("cannot read {}", log.display()))? {
+        let path = entry?.path();
+        let first = path.file_name().and_then(|name| name.to_str()?.strip_prefix("closed-")?.parse::<u64>().ok());
+        closed.extend(first.map(|first| (first, path)));
+    }
+    closed.sort();
+    closed.pop();
+    for (_, path) in closed {
+        std::fs::remove_file(&path)?;
+    }
+    Ok(())
+}
