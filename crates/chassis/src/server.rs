@@ -39,7 +39,7 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Most time until an answer begins, also for callers that set a longer deadline or none. An upload stream may
     /// take longer in all, but not this long between two of its messages
-    #[arg(long, env = "SERVER_REQUEST_TIMEOUT", default_value = "60s", value_parser = settings::duration)]
+    #[arg(long, env = "SERVER_REQUEST_TIMEOUT", default_value = "60s", value_parser = settings::positive_duration)]
     pub request_timeout: Duration,
     /// Time between NOT_SERVING and the end of accepting, for load balancers to notice
     #[arg(long, env = "SERVER_DRAIN_DELAY", default_value = "0s", value_parser = settings::duration)]
@@ -48,13 +48,13 @@ pub struct ServerConfig {
     #[arg(long, env = "SERVER_DRAIN_GRACE", default_value = "10s", value_parser = settings::duration)]
     pub drain_grace: Duration,
     /// Age at which a connection is asked to reconnect, so that new replicas get traffic; its open calls go on
-    #[arg(long, env = "SERVER_MAX_CONNECTION_AGE", default_value = "30m", value_parser = settings::duration)]
+    #[arg(long, env = "SERVER_MAX_CONNECTION_AGE", default_value = "30m", value_parser = settings::positive_duration)]
     pub max_connection_age: Duration,
     /// Time in which a new connection must send its first byte
-    #[arg(long, env = "SERVER_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = settings::duration)]
+    #[arg(long, env = "SERVER_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = settings::positive_duration)]
     pub handshake_timeout: Duration,
     /// Time between two HTTP/2 pings on a connection; a peer that misses one for as long again is gone
-    #[arg(long, env = "SERVER_KEEP_ALIVE", default_value = "20s", value_parser = settings::duration)]
+    #[arg(long, env = "SERVER_KEEP_ALIVE", default_value = "20s", value_parser = settings::positive_duration)]
     pub keep_alive: Duration,
 }
 

@@ -29,6 +29,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses a duration like [`duration`], but not 0.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be more than 0".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
 /// Parses a count of at least 1.
 pub fn positive(text: &str) -> Result<usize, String> {
     match text.trim().parse() {
@@ -80,6 +88,7 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert!(positive_duration("0s").is_err() && positive_duration("1ms").is_ok());
         for bad in ["", "10", "s", "-1s", "1.5s", "99999999999999h", "10 parsecs"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
