@@ -22,6 +22,8 @@ use crate::server::methods::Methods;
 use crate::server::stack::Stack;
 use crate::{admin, metrics, settings};
 
+const SYSTEM_SERVICES: [&str; 3] =
+    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// Limits and times of the server.
@@ -138,15 +140,19 @@ pub async fn serve(
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ])?;
     let reflection = || {
-        let all = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(descriptors)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("grpc.health.v1.Health");
-        health.services().into_iter().fold(all, |all, service| all.with_service_name(service))
+        // The error details are described too, so that grpcurl can print them.
+        let all = [
+            descriptors,
+            tonic_types::pb::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ]
+        .into_iter()
+        .fold(tonic_reflection::server::Builder::configure(), |all, set| all.register_encoded_file_descriptor_set(set));
+        health.services().into_iter().chain(SYSTEM_SERVICES).fold(all, |all, service| all.with_service_name(service))
     };
-    let reflection_v1 = reflection().with_service_name("grpc.reflection.v1.ServerReflection").build_v1()?;
-    let reflection_v1alpha =
-        reflection().with_service_name("grpc.reflection.v1alpha.ServerReflection").build_v1alpha()?;
+    let (reflection_v1, reflection_v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let routes = routes
         .add_service(HealthServer::new(health.clone()))
         .add_service(reflection_v1)

@@ -34,3 +34,20 @@ pub fn on_signal() -> CancellationToken {
     });
     token
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn sigterm_cancels_the_token() {
+        let token = on_signal();
+        assert!(!token.is_cancelled());
+        // One signal only: a second one would end the test process, as it should.
+        let kill = format!("kill -TERM {}", std::process::id());
+        assert!(std::process::Command::new("sh").arg("-c").arg(kill).status().unwrap().success());
+        tokio::time::timeout(Duration::from_secs(10), token.cancelled()).await.expect("the signal arrives");
+    }
+}

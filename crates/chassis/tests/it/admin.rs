@@ -46,6 +46,7 @@ async fn reflection_lists_what_is_served_and_describes_it_in_both_versions() {
     let requests = [
         ask(MessageRequest::ListServices(String::new())),
         ask(MessageRequest::FileContainingSymbol("verdict.rag.v1.RagService.Answer".to_owned())),
+        ask(MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".to_owned())),
     ];
     let mut client = ServerReflectionClient::new(server.channel());
     let mut answers = client.server_reflection_info(futures::stream::iter(requests)).await.unwrap().into_inner();
@@ -57,8 +58,10 @@ async fn reflection_lists_what_is_served_and_describes_it_in_both_versions() {
     let listed: BTreeSet<_> = listed.service.into_iter().map(|service| service.name).collect();
     assert!(listed.contains(SERVICE) && listed.contains("grpc.health.v1.Health"), "{listed:?}");
     assert!(!listed.iter().any(|name| name.contains("predict")), "only what is served here: {listed:?}");
-    let described = answers.message().await.unwrap().unwrap().message_response;
-    assert!(matches!(described, Some(MessageResponse::FileDescriptorResponse(_))), "{described:?}");
+    for what in ["a method", "what errors carry"] {
+        let described = answers.message().await.unwrap().unwrap().message_response;
+        assert!(matches!(described, Some(MessageResponse::FileDescriptorResponse(_))), "{what}: {described:?}");
+    }
 
     let request = v1alpha::ServerReflectionRequest {
         host: String::new(),
