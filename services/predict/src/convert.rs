@@ -143,7 +143,7 @@ pub fn cells(input: Option<api::predict_request::Input>, schema: &Schema) -> Res
             for (index, api::Row { features }) in rows.into_iter().enumerate() {
                 let row = values(features);
                 let named = row.iter().map(|(name, value)| (name.as_str(), value.as_ref()));
-                schema.lay_out(named, &|| format!("rows.rows[{index}].features"), &mut cells, &mut problems);
+                schema.lay_out(named, &|| format!("rows[{index}].features"), &mut cells, &mut problems);
             }
             problems.into_result().map_err(Error::Invalid)?;
             Ok(cells)

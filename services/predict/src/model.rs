@@ -37,7 +37,7 @@ pub enum Engine {
     Embedding(Embedding),
     Reranking(Reranking),
     Generation(Generation),
-    Tabular(Tabular),
+    Tabular(Box<Tabular>),
 }
 
 /// How queues and workers of the engines are sized.
@@ -75,7 +75,7 @@ impl Loaded {
                     .map_err(anyhow::Error::msg)?;
                 let policy = policy(dir, &schema)?;
                 let meters = [meters(), meters()];
-                Engine::Tabular(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters)?)
+                Engine::Tabular(Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters)?))
             }
         };
         Ok(Self { release, engine, _files: files })

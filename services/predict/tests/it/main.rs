@@ -1,5 +1,7 @@
 //! predict from the outside: the real service against a real registry with real models.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
 mod decisions;
 mod generation;
 mod process;

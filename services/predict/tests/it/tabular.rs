@@ -75,7 +75,7 @@ async fn bad_rows_are_refused_field_by_field() {
     ] {
         let refused = client.predict(rows(vec![good(), row])).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
-        assert_eq!(told(&refused), ("INVALID_REQUEST".to_owned(), vec![format!("rows.rows[1].features.{field}")]));
+        assert_eq!(told(&refused), ("INVALID_REQUEST".to_owned(), vec![format!("rows[1].features.{field}")]));
     }
     for (request, field) in [
         (rows(Vec::new()), "rows"),
