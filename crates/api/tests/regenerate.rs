@@ -45,7 +45,6 @@ fn generated_code_is_fresh() {
         return;
     }
     let (want, have) = (files(fresh.path()), files(&committed));
-    let stale: Vec<_> =
-        want.keys().chain(have.keys()).filter(|name| want.get(*name) != have.get(*name)).collect();
+    let stale: Vec<_> = want.keys().chain(have.keys()).filter(|name| want.get(*name) != have.get(*name)).collect();
     assert!(stale.is_empty(), "stale in crates/api/src/gen: {stale:?}; run `make proto`");
 }

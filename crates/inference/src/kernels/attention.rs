@@ -4,7 +4,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::elementwise::exp_vector;
-use super::matmul::product;
+use super::matmul::{product, store};
 
 /// Buffers of one thread; they grow to the longest sequence seen.
 #[derive(Default)]
@@ -166,11 +166,14 @@ impl Block<'_> {
 
     #[inline(always)]
     fn score<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, row: usize, panel: usize, keys: &[f32]) {
-        let queries = std::array::from_fn(|i| &self.qkv[(row + i) * 3 * self.hidden + self.at..][..self.head]);
-        let sums = product::<S, M, N>(simd, queries, S::as_simd_f32s(keys).0.as_chunks::<N>().0);
+        let mut queries = [[].as_slice(); M];
+        for (i, query) in queries.iter_mut().enumerate() {
+            *query = &self.qkv[(row + i) * 3 * self.hidden + self.at..][..self.head];
+        }
+        let zero = [[simd.splat_f32s(0.0); N]; M];
+        let sums = product::<S, M, N>(simd, queries, S::as_simd_f32s(keys).0.as_chunks::<N>().0, zero);
         for (i, sums) in sums.into_iter().enumerate() {
-            let scores = &mut self.scores[i * self.wide + panel..][..N * S::F32_LANES];
-            S::as_mut_simd_f32s(scores).0.copy_from_slice(&sums);
+            store(simd, &mut self.scores[i * self.wide + panel..][..N * S::F32_LANES], sums);
         }
     }
 
@@ -183,20 +186,19 @@ impl Block<'_> {
         values: &[f32],
         factors: [f32; M],
     ) {
-        let weights = std::array::from_fn(|i| &self.scores[i * self.wide..][..self.length]);
-        let sums = product::<S, M, N>(simd, weights, S::as_simd_f32s(values).0.as_chunks::<N>().0);
-        for (i, (sums, factor)) in sums.into_iter().zip(factors).enumerate() {
+        let mut weights = [[].as_slice(); M];
+        for (i, weights) in weights.iter_mut().enumerate() {
+            *weights = &self.scores[i * self.wide..][..self.length];
+        }
+        let zero = [[simd.splat_f32s(0.0); N]; M];
+        let mut sums = product::<S, M, N>(simd, weights, S::as_simd_f32s(values).0.as_chunks::<N>().0, zero);
+        for (i, (sums, factor)) in sums.iter_mut().zip(factors).enumerate() {
+            for sum in sums.iter_mut() {
+                *sum = simd.mul_f32s(*sum, simd.splat_f32s(factor));
+            }
             let head = &mut self.output[(row + i) * self.hidden + self.at..][..self.head];
             let until = self.head.min(panel + N * S::F32_LANES);
-            let (whole, rest) = S::as_mut_simd_f32s(&mut head[panel..until]);
-            for (v, sum) in sums.into_iter().enumerate() {
-                let sum = simd.mul_f32s(sum, simd.splat_f32s(factor));
-                if v < whole.len() {
-                    whole[v] = sum;
-                } else {
-                    simd.partial_store_f32s(rest, sum);
-                }
-            }
+            store(simd, &mut head[panel..until], *sums);
         }
     }
 }

@@ -148,49 +148,52 @@ impl Strip<'_> {
         }
     }
 
+    /// `M` rows against the panel. Sums start from the bias, and from the output where that is added to.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, weights: &[[S::f32s; N]], row: usize) {
-        let rows = std::array::from_fn(|i| &self.rows[(row + i) * self.row_stride + self.row_offset..][..self.depth]);
-        let mut sums = product::<S, M, N>(simd, rows, weights);
-        if let Some(bias) = self.bias {
-            let bias = S::as_simd_f32s(bias).0;
-            for sums in &mut sums {
-                for (sum, bias) in sums.iter_mut().zip(bias) {
-                    *sum = simd.add_f32s(*sum, *bias);
+        let mut rows = [[].as_slice(); M];
+        let mut sums = [[simd.splat_f32s(0.0); N]; M];
+        for (i, (row_slice, sums)) in rows.iter_mut().zip(&mut sums).enumerate() {
+            *row_slice = &self.rows[(row + i) * self.row_stride + self.row_offset..][..self.depth];
+            if let Some(bias) = self.bias {
+                *sums = load(simd, bias);
+            }
+            if self.accumulate {
+                let before: [S::f32s; N] = load(simd, self.output_row(row + i));
+                for (sum, before) in sums.iter_mut().zip(before) {
+                    *sum = simd.add_f32s(*sum, before);
                 }
             }
         }
+        let sums = product::<S, M, N>(simd, rows, weights, sums);
+        let gelu_follows = self.gelu;
         for (i, sums) in sums.into_iter().enumerate() {
-            let start = (row + i) * self.output_stride;
-            let output = &mut self.output[start + self.output_columns.start..start + self.output_columns.end];
-            let (whole, rest) = S::as_mut_simd_f32s(output);
-            for (v, mut sum) in sums.into_iter().enumerate() {
-                if self.accumulate {
-                    let before = if v < whole.len() { whole[v] } else { simd.partial_load_f32s(rest) };
-                    sum = simd.add_f32s(sum, before);
-                }
-                if v < whole.len() {
-                    whole[v] = sum;
-                } else {
-                    simd.partial_store_f32s(rest, sum);
-                }
-            }
-            if self.gelu {
+            let output = self.output_row(row + i);
+            store(simd, output, sums);
+            if gelu_follows {
                 gelu(simd, output);
             }
         }
     }
+
+    #[inline(always)]
+    fn output_row(&mut self, row: usize) -> &mut [f32] {
+        let start = row * self.output_stride;
+        &mut self.output[start + self.output_columns.start..start + self.output_columns.end]
+    }
 }
 
-/// `M` rows times `N` vectors of columns, summed in registers over the whole depth.
+/// `sums` plus `M` rows times `N` vectors of columns, kept in registers over the whole depth.
 #[inline(always)]
 pub(super) fn product<S: Simd, const M: usize, const N: usize>(
     simd: S,
-    rows: [&[f32]; M],
+    mut rows: [&[f32]; M],
     weights: &[[S::f32s; N]],
+    mut sums: [[S::f32s; N]; M],
 ) -> [[S::f32s; N]; M] {
-    let rows = rows.map(|row| &row[..weights.len()]);
-    let mut sums = [[simd.splat_f32s(0.0); N]; M];
+    for row in &mut rows {
+        *row = &row[..weights.len()];
+    }
     for (at, weights) in weights.iter().enumerate() {
         for (sums, row) in sums.iter_mut().zip(rows) {
             let value = simd.splat_f32s(row[at]);
@@ -200,6 +203,31 @@ pub(super) fn product<S: Simd, const M: usize, const N: usize>(
         }
     }
     sums
+}
+
+/// Reads up to `N` vectors; what lies beyond the slice is zero.
+#[inline(always)]
+fn load<S: Simd, const N: usize>(simd: S, from: &[f32]) -> [S::f32s; N] {
+    let (whole, rest) = S::as_simd_f32s(from);
+    if let Some(vectors) = whole.first_chunk() {
+        return *vectors;
+    }
+    let mut vectors = [simd.splat_f32s(0.0); N];
+    vectors[..whole.len()].copy_from_slice(whole);
+    vectors[whole.len()] = simd.partial_load_f32s(rest);
+    vectors
+}
+
+/// Writes as much of `N` vectors as the slice holds.
+#[inline(always)]
+pub(super) fn store<S: Simd, const N: usize>(simd: S, to: &mut [f32], vectors: [S::f32s; N]) {
+    let (whole, rest) = S::as_mut_simd_f32s(to);
+    if let Some(to) = whole.first_chunk_mut() {
+        *to = vectors;
+        return;
+    }
+    whole.copy_from_slice(&vectors[..whole.len()]);
+    simd.partial_store_f32s(rest, vectors[whole.len()]);
 }
 
 #[cfg(test)]
