@@ -10,13 +10,14 @@ use tempfile::TempDir;
 use verdict_inference::LoadError;
 use verdict_inference::bert::{Embedder, EmbedderOptions, Reranker};
 use verdict_inference::trees::TreeEnsemble;
+use verdict_testkit::models;
 
-use crate::support::{golden, model};
+use crate::support::golden;
 
 /// A copy of MiniLM in which a test may spoil something; the weights are linked, not copied.
 fn minilm() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let source = model("all-MiniLM-L6-v2");
+    let source = models::dir("all-MiniLM-L6-v2");
     for file in ["config.json", "tokenizer.json"] {
         fs::copy(source.join(file), dir.path().join(file)).unwrap();
     }
@@ -74,7 +75,7 @@ fn sentence_settings_are_read_and_checked() {
 
 #[test]
 fn damaged_weights_and_tokenizers_are_refused_by_file() {
-    let weights = fs::read(model("all-MiniLM-L6-v2").join("model.safetensors")).unwrap();
+    let weights = fs::read(models::dir("all-MiniLM-L6-v2").join("model.safetensors")).unwrap();
     let mut huge_header = weights.clone();
     huge_header[..8].fill(0xff);
     let mut not_a_number = weights.clone();
@@ -105,7 +106,7 @@ fn damaged_weights_and_tokenizers_are_refused_by_file() {
 
 #[test]
 fn an_embedding_model_is_no_reranker() {
-    let problem = Reranker::load(&model("all-MiniLM-L6-v2")).err().unwrap().to_string();
+    let problem = Reranker::load(&models::dir("all-MiniLM-L6-v2")).err().unwrap().to_string();
     assert!(problem.contains("tensor `classifier.weight` is missing"), "{problem}");
 }
 

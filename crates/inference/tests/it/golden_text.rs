@@ -4,8 +4,10 @@ use serde::Deserialize;
 use verdict_inference::ItemError;
 use verdict_inference::bert::{Embedder, EmbedderOptions, Pooling, Reranker, normalize};
 use verdict_inference::text::Encoded;
+use verdict_testkit::golden::{cosine, max_abs};
+use verdict_testkit::models;
 
-use crate::support::{golden_json, model};
+use crate::support::golden_json;
 
 #[derive(Deserialize)]
 struct Embedding {
@@ -25,9 +27,7 @@ fn embeddings_equal(embedder: &Embedder, golden: &str) {
         let mut vector = embedder.embed(&[&encoded]).remove(0);
         normalize(&mut vector);
         assert_eq!(vector.len(), embedder.dimensions());
-        let pairs = || vector.iter().zip(&case.embedding);
-        let cosine: f32 = pairs().map(|(a, b)| a * b).sum();
-        let apart = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let (cosine, apart) = (cosine(&vector, &case.embedding), max_abs(&vector, &case.embedding));
         assert!(cosine >= 0.9999, "{:?}: cosine {cosine}", case.text);
         assert!(apart <= 1e-4, "{:?}: {apart} apart", case.text);
     }
@@ -35,7 +35,7 @@ fn embeddings_equal(embedder: &Embedder, golden: &str) {
 
 #[test]
 fn minilm_embeds_as_pytorch_does() {
-    let embedder = Embedder::load(&model("all-MiniLM-L6-v2"), EmbedderOptions::default()).unwrap();
+    let embedder = Embedder::load(&models::dir("all-MiniLM-L6-v2"), EmbedderOptions::default()).unwrap();
     assert_eq!(embedder.max_length(), 256);
     embeddings_equal(&embedder, "minilm_l6_v2.json");
 }
@@ -43,7 +43,7 @@ fn minilm_embeds_as_pytorch_does() {
 #[test]
 fn bge_embeds_as_pytorch_does() {
     let options = EmbedderOptions { pooling: Some(Pooling::Cls), ..EmbedderOptions::default() };
-    let embedder = Embedder::load(&model("bge-small-en-v1.5"), options).unwrap();
+    let embedder = Embedder::load(&models::dir("bge-small-en-v1.5"), options).unwrap();
     embeddings_equal(&embedder, "bge_small_en.json");
 }
 
@@ -58,7 +58,7 @@ struct Pair {
 
 #[test]
 fn the_cross_encoder_scores_as_pytorch_does() {
-    let reranker = Reranker::load(&model("ms-marco-MiniLM-L-12-v2")).unwrap();
+    let reranker = Reranker::load(&models::dir("ms-marco-MiniLM-L-12-v2")).unwrap();
     let cases: Vec<Pair> = golden_json("reranker_l12.json");
     let encoded: Vec<_> = cases
         .iter()

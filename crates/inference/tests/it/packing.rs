@@ -5,13 +5,12 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use verdict_inference::ItemError;
 use verdict_inference::bert::{Embedder, EmbedderOptions, Pooling, Reranker};
-
-use crate::support::model;
+use verdict_testkit::models;
 
 static EMBEDDERS: LazyLock<[Embedder; 2]> = LazyLock::new(|| {
     [Pooling::Mean, Pooling::Cls].map(|pooling| {
         let options = EmbedderOptions { pooling: Some(pooling), ..EmbedderOptions::default() };
-        Embedder::load(&model("all-MiniLM-L6-v2"), options).unwrap()
+        Embedder::load(&models::dir("all-MiniLM-L6-v2"), options).unwrap()
     })
 });
 
@@ -37,7 +36,7 @@ proptest! {
 
 #[test]
 fn a_pair_scores_the_same_alone_and_in_a_batch() {
-    let reranker = Reranker::load(&model("ms-marco-MiniLM-L-12-v2")).unwrap();
+    let reranker = Reranker::load(&models::dir("ms-marco-MiniLM-L-12-v2")).unwrap();
     let long = "the wing in the slipstream of a propeller ".repeat(80);
     let encoded: Vec<_> = ["a wing", &long, "bread and butter"]
         .map(|document| reranker.tokenizer().encode_pair("what is a wing", document).unwrap())

@@ -1,4 +1,4 @@
-//! Golden files and the demo models.
+//! Golden files.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -18,13 +18,4 @@ pub fn golden(name: &str) -> Vec<u8> {
 
 pub fn golden_json<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_slice(&golden(name)).unwrap()
-}
-
-/// The directory of a demo model.
-pub fn model(name: &str) -> PathBuf {
-    let cache = std::env::var_os("VERDICT_CACHE").map(PathBuf::from);
-    let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/verdict"));
-    let dir = cache.join("models").join(name);
-    assert!(dir.is_dir(), "model {name} is missing; fetch it by `make models`");
-    dir
 }
