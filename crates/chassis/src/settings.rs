@@ -2,7 +2,37 @@
 
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
+
+/// Parses the arguments and the environment. What is wrong ends the process with a message that names the setting; the
+/// value is not shown where the argument hides it (`hide_env_values = true`).
+pub fn matches(command: clap::Command) -> clap::ArgMatches {
+    matches_from(command, std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+fn matches_from(
+    command: clap::Command,
+    arguments: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
+) -> Result<clap::ArgMatches, clap::Error> {
+    command.clone().try_get_matches_from(arguments).map_err(|mut error| {
+        let is_secret = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(argument)) => hides(&command, argument),
+            _ => false,
+        };
+        if is_secret {
+            error.insert(ContextKind::InvalidValue, ContextValue::String("[hidden]".to_owned()));
+        }
+        error
+    })
+}
+
+/// Whether the argument that messages call `name` (`--key <KEY>`) hides its value, in the command or below it.
+fn hides(command: &clap::Command, name: &str) -> bool {
+    let flag = name.split_whitespace().next().and_then(|flag| flag.strip_prefix("--"));
+    command.get_arguments().any(|argument| argument.is_hide_env_values_set() && argument.get_long() == flag)
+        || command.get_subcommands().any(|below| hides(below, name))
+}
 
 /// Parses a duration: a whole number and `ms`, `s`, `m` or `h`; a bare `0` is allowed.
 ///
@@ -92,6 +122,20 @@ mod tests {
         for bad in ["", "10", "s", "-1s", "1.5s", "99999999999999h", "10 parsecs"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_wrong_value_is_shown_unless_its_argument_hides_it() {
+        let number = || clap::value_parser!(u8);
+        let serve = clap::Command::new("serve")
+            .arg(clap::Arg::new("size").long("size").value_parser(number()))
+            .arg(clap::Arg::new("key").long("key").hide_env_values(true).value_parser(number()));
+        let command = clap::Command::new("x").subcommand(serve);
+        let problem =
+            |flag: &str| matches_from(command.clone(), ["x", "serve", flag, "hunter2"]).unwrap_err().to_string();
+        let (shown, hidden) = (problem("--size"), problem("--key"));
+        assert!(shown.contains("'hunter2' for '--size"), "{shown}");
+        assert!(hidden.contains("'[hidden]' for '--key") && !hidden.contains("hunter2"), "{hidden}");
     }
 
     #[test]
