@@ -1,1 +1,156 @@
-fn main() {}
+//! The life of the model-registry process.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use model_registry::config::{DatabaseConfig, DatabaseUrl};
+use model_registry::model::Task;
+use model_registry::publish::{Publication, publish, signature_from_json};
+use model_registry::{Config, store};
+use verdict_api::registry::Signature;
+use verdict_chassis::server::Listeners;
+use verdict_chassis::telemetry::{self, TelemetryConfig};
+use verdict_chassis::{client, settings, stop};
+
+/// Models, versions, aliases, artifacts.
+#[derive(Parser)]
+#[command(name = "model-registry", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the registry until SIGTERM or SIGINT.
+    Serve(Box<Config>),
+    /// Bring the tables of the database up to date.
+    Migrate(DatabaseConfig),
+    /// Print every setting, its value and where it comes from.
+    Config(Box<Config>),
+    /// Put a directory into a registry as a new version of a model.
+    Publish(PublishArgs),
+}
+
+#[derive(clap::Args)]
+struct PublishArgs {
+    /// Where the registry is.
+    #[arg(long, env = "REGISTRY_URL", default_value = "http://127.0.0.1:50051")]
+    registry: String,
+    /// Name of the model; registered where missing.
+    #[arg(long)]
+    model: String,
+    /// What the model is.
+    #[arg(long, default_value = "")]
+    description: String,
+    /// What the model does.
+    #[arg(long, value_enum)]
+    task: Task,
+    /// Directory whose files are the version.
+    #[arg(long)]
+    dir: PathBuf,
+    /// File that lists the input columns of a tabular model.
+    #[arg(long)]
+    signature: Option<PathBuf>,
+    /// How to run the model, as `key=value`; may be repeated.
+    #[arg(long = "parameter", value_parser = pair)]
+    parameters: Vec<(String, String)>,
+    /// Tag of the version, as `key=value`; may be repeated.
+    #[arg(long = "tag", value_parser = pair)]
+    tags: Vec<(String, String)>,
+    /// Alias to point at the version.
+    #[arg(long)]
+    alias: Option<String>,
+    /// Makes a repeated call return the first answer.
+    #[arg(long)]
+    request_id: Option<String>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let matches = settings::matches(Cli::command());
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let outcome = match cli.command {
+        Command::Serve(config) => serve(*config).await,
+        Command::Migrate(database) => migrate(database).await,
+        Command::Config(_) => print_config(&matches),
+        Command::Publish(args) => publish_directory(args).await,
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("model-registry: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("model-registry", &config.telemetry)?;
+    let stop = stop::on_signal();
+    let listeners = Listeners::bind(config.listen, config.admin_listen).await?;
+    let served = model_registry::run(config, listeners, stop).await;
+    telemetry.flush(Duration::from_secs(3)).await;
+    served
+}
+
+async fn migrate(database: DatabaseConfig) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("model-registry", &TelemetryConfig::default())?;
+    let url: DatabaseUrl = database.url();
+    store::open(&url, 1, true).await?;
+    println!("the tables of {url} are up to date");
+    telemetry.flush(Duration::from_secs(3)).await;
+    Ok(())
+}
+
+fn print_config(matches: &clap::ArgMatches) -> anyhow::Result<()> {
+    let command = Cli::command();
+    let (name, matches) = matches.subcommand().context("no subcommand")?;
+    let command = command.find_subcommand(name).context("no such subcommand")?;
+    println!("{}", settings::table(command, matches));
+    Ok(())
+}
+
+async fn publish_directory(args: PublishArgs) -> anyhow::Result<()> {
+    let PublishArgs { registry, model, description, task, dir, signature, parameters, tags, alias, request_id } = args;
+    let signature = signature.as_deref().map(read_signature).transpose()?;
+    let publication = Publication {
+        model,
+        description,
+        task: task.into(),
+        signature,
+        parameters: BTreeMap::from_iter(parameters),
+        tags: BTreeMap::from_iter(tags),
+        dir,
+        alias,
+        request_id,
+    };
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{msg:40!} {bar:30} {binary_bytes}/{binary_total_bytes}")?);
+    let progress = |path: &str, sent: u64, of: u64| {
+        bar.set_message(path.to_owned());
+        bar.set_length(of);
+        bar.set_position(sent);
+    };
+    let version = publish(client::connect(&registry)?, publication, progress).await;
+    bar.finish_and_clear();
+    let version = version.map_err(|status| anyhow::anyhow!("{}: {}", status.code(), status.message()))?;
+    println!("{}/{} {}", version.model, version.version, version.digest);
+    Ok(())
+}
+
+fn read_signature(path: &Path) -> anyhow::Result<Signature> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    signature_from_json(file).with_context(|| format!("in {}", path.display()))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not of the form key=value"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}

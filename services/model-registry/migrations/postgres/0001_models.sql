@@ -1,0 +1,80 @@
+-- Times are microseconds since 1970-01-01 UTC; structures are JSON. The tables are those of SQLite, so that the queries
+-- are the same; names sort by their bytes there and here.
+
+-- The one row every write locks first: its number is the sequence of the newest event.
+CREATE TABLE log (
+    id       INTEGER PRIMARY KEY CHECK (id = 1),
+    sequence BIGINT NOT NULL
+);
+INSERT INTO log (id, sequence) VALUES (1, 0);
+
+CREATE TABLE models (
+    name         TEXT COLLATE "C" PRIMARY KEY NOT NULL,
+    description  TEXT NOT NULL,
+    next_version BIGINT NOT NULL,
+    create_time  BIGINT NOT NULL,
+    update_time  BIGINT NOT NULL,
+    revision     BIGINT NOT NULL
+);
+
+CREATE TABLE versions (
+    model       TEXT COLLATE "C" NOT NULL REFERENCES models (name) ON DELETE CASCADE,
+    version     BIGINT NOT NULL,
+    description TEXT NOT NULL,
+    task        TEXT NOT NULL,
+    signature   TEXT,
+    parameters  TEXT NOT NULL,
+    -- Null while PENDING.
+    digest      TEXT,
+    create_time BIGINT NOT NULL,
+    update_time BIGINT NOT NULL,
+    revision    BIGINT NOT NULL,
+    PRIMARY KEY (model, version)
+);
+
+CREATE TABLE artifacts (
+    model   TEXT COLLATE "C" NOT NULL,
+    version BIGINT NOT NULL,
+    path    TEXT COLLATE "C" NOT NULL,
+    size    BIGINT NOT NULL,
+    sha256  TEXT NOT NULL,
+    PRIMARY KEY (model, version, path),
+    FOREIGN KEY (model, version) REFERENCES versions (model, version) ON DELETE CASCADE
+);
+
+CREATE TABLE aliases (
+    model   TEXT COLLATE "C" NOT NULL,
+    alias   TEXT COLLATE "C" NOT NULL,
+    version BIGINT NOT NULL,
+    PRIMARY KEY (model, alias),
+    FOREIGN KEY (model, version) REFERENCES versions (model, version)
+);
+
+CREATE TABLE tags (
+    model   TEXT COLLATE "C" NOT NULL REFERENCES models (name) ON DELETE CASCADE,
+    -- 0: a tag of the model itself.
+    version BIGINT NOT NULL,
+    key     TEXT COLLATE "C" NOT NULL,
+    value   TEXT NOT NULL,
+    PRIMARY KEY (model, version, key)
+);
+
+CREATE TABLE events (
+    sequence         BIGINT PRIMARY KEY NOT NULL,
+    time             BIGINT NOT NULL,
+    kind             TEXT NOT NULL,
+    model            TEXT COLLATE "C" NOT NULL,
+    version          BIGINT NOT NULL,
+    alias            TEXT COLLATE "C" NOT NULL,
+    previous_version BIGINT NOT NULL,
+    digest           TEXT NOT NULL
+);
+
+-- What was answered to mutations that carried a request id.
+CREATE TABLE requests (
+    id          TEXT COLLATE "C" PRIMARY KEY NOT NULL,
+    fingerprint TEXT NOT NULL,
+    answer      TEXT NOT NULL,
+    time        BIGINT NOT NULL
+);
+CREATE INDEX requests_by_time ON requests (time);

@@ -1,0 +1,146 @@
+//! Files in a directory: `sha256/ab/cdef…`, each written beside and renamed into place.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use futures::stream::{StreamExt, TryStreamExt};
+use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+use tokio::task::spawn_blocking;
+use tokio_util::io::ReaderStream;
+use uuid::Uuid;
+
+use super::{ArtifactStore, Body, corrupted};
+use crate::error::{Dependency, Error, Result};
+use crate::model::Artifact;
+
+/// Bytes read from a file at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// An artifact store in a directory. Several processes may share it.
+pub struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    /// Opens `root`, making it where missing, and clears away what uploads left that were cut off.
+    pub async fn open(root: PathBuf) -> anyhow::Result<Self> {
+        let context = format!("ARTIFACT_STORE: cannot use the directory {}", root.display());
+        let directory = Self { root };
+        let (blobs, unfinished) = (directory.blobs(), directory.unfinished());
+        let swept = spawn_blocking(move || {
+            std::fs::create_dir_all(blobs)?;
+            std::fs::create_dir_all(&unfinished)?;
+            sweep(&unfinished)
+        });
+        let swept = swept.await?.context(context)?;
+        if swept > 0 {
+            tracing::info!(files = swept, "cleared away {swept} unfinished uploads");
+        }
+        Ok(directory)
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("sha256")
+    }
+
+    fn unfinished(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    fn path(&self, artifact: &Artifact) -> PathBuf {
+        let (first, rest) = artifact.sha256.as_str().split_at(2);
+        self.blobs().join(first).join(rest)
+    }
+}
+
+#[async_trait]
+impl ArtifactStore for Directory {
+    async fn keep(&self, artifact: &Artifact, mut body: Body<'_>) -> Result<()> {
+        let path = self.unfinished().join(Uuid::new_v4().to_string());
+        let (unfinished, file) = blocking(move || Unfinished::create(path)).await?;
+        let mut file = tokio::fs::File::from_std(file);
+        while let Some(bytes) = body.try_next().await? {
+            file.write_all(&bytes).await.map_err(unavailable)?;
+        }
+        file.flush().await.map_err(unavailable)?;
+        file.sync_all().await.map_err(unavailable)?;
+        let (place, blobs) = (self.path(artifact), self.blobs());
+        blocking(move || unfinished.finish(&place, &blobs)).await
+    }
+
+    async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {
+        let mut file = match tokio::fs::File::open(self.path(artifact)).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(corrupted(format!("the bytes of `{}` are gone", artifact.path)));
+            }
+            Err(error) => return Err(unavailable(error)),
+        };
+        let size = file.metadata().await.map_err(unavailable)?.len();
+        if size != artifact.size {
+            let message = format!("`{}` has {size} bytes instead of {}", artifact.path, artifact.size);
+            return Err(corrupted(message));
+        }
+        file.seek(io::SeekFrom::Start(offset)).await.map_err(unavailable)?;
+        Ok(ReaderStream::with_capacity(file, READ_BYTES).map_err(unavailable).boxed())
+    }
+}
+
+/// A file being written. Dropped unfinished it is removed; its lock tells other processes that somebody is at it.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    fn create(path: PathBuf) -> io::Result<(Self, File)> {
+        let file = File::options().write(true).create_new(true).open(&path)?;
+        let unfinished = Self(path);
+        file.lock()?;
+        Ok((unfinished, file))
+    }
+
+    /// Puts the file into its place, and both names on the disk.
+    fn finish(self, place: &Path, blobs: &Path) -> io::Result<()> {
+        let dir = place.parent().unwrap_or(blobs);
+        std::fs::create_dir_all(dir)?;
+        std::fs::rename(&self.0, place)?;
+        File::open(dir)?.sync_all()?;
+        File::open(blobs)?.sync_all()
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, "cannot remove an unfinished upload");
+        }
+    }
+}
+
+/// Removes the files nobody is writing any more; returns how many.
+fn sweep(unfinished: &Path) -> io::Result<usize> {
+    let mut swept = 0;
+    for entry in std::fs::read_dir(unfinished)? {
+        let path = entry?.path();
+        match File::open(&path)?.try_lock() {
+            Ok(()) => {
+                std::fs::remove_file(&path)?;
+                swept += 1;
+            }
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(swept)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other).flatten().map_err(unavailable)
+}
+
+fn unavailable(error: io::Error) -> Error {
+    Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() }
+}

@@ -1,0 +1,238 @@
+//! Files in an S3 bucket: `prefix/sha256/ab/cdef…`, small ones in one put, large ones in parts.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use aws_config::BehaviorVersion;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::Credentials;
+use aws_sdk_s3::error::{DisplayErrorContext, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectError;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use bytes::{Bytes, BytesMut};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use url::Url;
+
+use super::{ArtifactStore, Body, corrupted};
+use crate::error::{Dependency, Error, Result};
+use crate::model::Artifact;
+
+/// Size of a part, and the largest file that is put whole: what one upload holds in memory. S3 takes 10,000 parts, so this
+/// reaches 80 GB.
+const PART_BYTES: usize = 8 << 20;
+/// Uploads in parts that began longer ago than this were cut off.
+const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// A client with the usual AWS settings; with `endpoint` for servers that are not AWS, addressing buckets by path.
+pub async fn client(endpoint: Option<&Url>, credentials: Option<Credentials>) -> Client {
+    let https =
+        aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(https);
+    if let Some(credentials) = credentials {
+        loader = loader.credentials_provider(credentials);
+    }
+    if let Some(endpoint) = endpoint {
+        let region = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else("us-east-1");
+        loader = loader.endpoint_url(endpoint.as_str()).region(region);
+    }
+    let config = aws_sdk_s3::config::Builder::from(&loader.load().await).force_path_style(endpoint.is_some()).build();
+    Client::from_conf(config)
+}
+
+/// An artifact store in a bucket. Any number of processes may share it.
+pub struct Bucket {
+    client: Client,
+    bucket: String,
+    prefix: String,
+}
+
+impl Bucket {
+    /// Opens an existing bucket and aborts what uploads left that were cut off long ago. `prefix` is empty or ends in '/'.
+    pub async fn open(client: Client, bucket: String, prefix: String) -> anyhow::Result<Self> {
+        let this = Self { client, bucket, prefix };
+        let context =
+            || format!("ARTIFACT_STORE: cannot use the S3 bucket `{}`; does it exist, may it be read?", this.bucket);
+        this.client.head_bucket().bucket(&this.bucket).send().await.map_err(explained).with_context(context)?;
+        this.sweep().await.map_err(explained).with_context(context)?;
+        Ok(this)
+    }
+
+    fn key(&self, artifact: &Artifact) -> String {
+        let (first, rest) = artifact.sha256.as_str().split_at(2);
+        format!("{}sha256/{first}/{rest}", self.prefix)
+    }
+
+    async fn sweep(&self) -> std::result::Result<(), aws_sdk_s3::Error> {
+        let prefix = format!("{}sha256/", self.prefix);
+        let found = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix).send().await?;
+        for upload in found.uploads() {
+            let began = upload.initiated().and_then(|time| SystemTime::try_from(*time).ok());
+            let is_stale = began.and_then(|began| began.elapsed().ok()).is_some_and(|age| age > STALE_AFTER);
+            if is_stale {
+                let (key, id) = (upload.key().unwrap_or_default(), upload.upload_id().unwrap_or_default());
+                self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id).send().await?;
+                tracing::info!(key, "aborted an upload that was cut off");
+            }
+        }
+        Ok(())
+    }
+
+    async fn put_whole(&self, key: &str, mut body: Body<'_>) -> Result<()> {
+        let mut bytes = BytesMut::new();
+        while let Some(chunk) = body.try_next().await? {
+            bytes.extend_from_slice(&chunk);
+        }
+        let body = ByteStream::from(bytes.freeze());
+        self.client.put_object().bucket(&self.bucket).key(key).body(body).send().await.map_err(unavailable)?;
+        Ok(())
+    }
+
+    async fn put_in_parts(&self, key: &str, mut body: Body<'_>) -> Result<()> {
+        let created = self
+            .client
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(key)
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .send()
+            .await
+            .map_err(unavailable)?;
+        let upload_id = created.upload_id.context("S3 began an upload without an id")?;
+        let mut upload = Upload { bucket: self, key, id: Some(upload_id), parts: Vec::new() };
+        let mut waiting = BytesMut::with_capacity(PART_BYTES);
+        while let Some(chunk) = body.try_next().await? {
+            waiting.extend_from_slice(&chunk);
+            while waiting.len() >= PART_BYTES {
+                upload.add(waiting.split_to(PART_BYTES).freeze()).await?;
+            }
+        }
+        if !waiting.is_empty() {
+            upload.add(waiting.freeze()).await?;
+        }
+        upload.complete().await
+    }
+}
+
+#[async_trait]
+impl ArtifactStore for Bucket {
+    async fn keep(&self, artifact: &Artifact, body: Body<'_>) -> Result<()> {
+        let key = self.key(artifact);
+        if artifact.size <= PART_BYTES as u64 {
+            return self.put_whole(&key, body).await;
+        }
+        self.put_in_parts(&key, body).await
+    }
+
+    async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {
+        let get = self.client.get_object().bucket(&self.bucket).key(self.key(artifact));
+        // A range that begins at the end is refused by S3; the last byte stands in for it, to learn the size.
+        let is_at_end = offset > 0 && offset == artifact.size;
+        let from = if is_at_end { offset - 1 } else { offset };
+        let get = if from > 0 { get.range(format!("bytes={from}-")) } else { get };
+        let object = match get.send().await {
+            Ok(object) => object,
+            Err(error) if is_gone(&error) => {
+                return Err(corrupted(format!("the bytes of `{}` are gone", artifact.path)));
+            }
+            Err(error) => return Err(unavailable(error)),
+        };
+        let whole = object.content_range().and_then(|range| range.rsplit_once('/')).map(|(_, whole)| whole.to_owned());
+        let size = match whole {
+            Some(whole) => whole.parse().ok(),
+            None => object.content_length().and_then(|length| u64::try_from(length).ok()),
+        };
+        if size != Some(artifact.size) {
+            let size = size.map_or("an unknown number of".to_owned(), |size| size.to_string());
+            return Err(corrupted(format!("`{}` has {size} bytes instead of {}", artifact.path, artifact.size)));
+        }
+        if is_at_end {
+            return Ok(stream::empty().boxed());
+        }
+        let body = stream::try_unfold(object.body, |mut body| async move {
+            let bytes = body
+                .next()
+                .await
+                .transpose()
+                .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })?;
+            Ok(bytes.map(|bytes| (bytes, body)))
+        });
+        Ok(body.boxed())
+    }
+}
+
+/// An upload in parts. Dropped before it is complete it is aborted, so that S3 keeps nothing of it.
+struct Upload<'a> {
+    bucket: &'a Bucket,
+    key: &'a str,
+    /// None once complete.
+    id: Option<String>,
+    parts: Vec<CompletedPart>,
+}
+
+impl Upload<'_> {
+    async fn add(&mut self, bytes: Bytes) -> Result<()> {
+        let number = i32::try_from(self.parts.len() + 1).map_err(anyhow::Error::from)?;
+        let sent = self
+            .bucket
+            .client
+            .upload_part()
+            .bucket(&self.bucket.bucket)
+            .key(self.key)
+            .set_upload_id(self.id.clone())
+            .part_number(number)
+            .checksum_algorithm(ChecksumAlgorithm::Crc32)
+            .body(ByteStream::from(bytes))
+            .send()
+            .await
+            .map_err(unavailable)?;
+        let part = CompletedPart::builder().part_number(number);
+        self.parts.push(part.set_e_tag(sent.e_tag).set_checksum_crc32(sent.checksum_crc32).build());
+        Ok(())
+    }
+
+    async fn complete(mut self) -> Result<()> {
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(std::mem::take(&mut self.parts))).build();
+        self.bucket
+            .client
+            .complete_multipart_upload()
+            .bucket(&self.bucket.bucket)
+            .key(self.key)
+            .set_upload_id(self.id.clone())
+            .multipart_upload(parts)
+            .send()
+            .await
+            .map_err(unavailable)?;
+        self.id = None;
+        Ok(())
+    }
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        let (Some(id), Ok(runtime)) = (self.id.take(), tokio::runtime::Handle::try_current()) else { return };
+        let abort = self.bucket.client.abort_multipart_upload();
+        let abort = abort.bucket(&self.bucket.bucket).key(self.key).upload_id(id);
+        runtime.spawn(async move {
+            if let Err(error) = abort.send().await {
+                tracing::warn!(error = %DisplayErrorContext(&error), "cannot abort an unfinished upload");
+            }
+        });
+    }
+}
+
+fn is_gone<R>(error: &SdkError<GetObjectError, R>) -> bool {
+    matches!(error.as_service_error(), Some(GetObjectError::NoSuchKey(_)))
+}
+
+fn explained<E: std::error::Error + Send + Sync + 'static>(error: E) -> anyhow::Error {
+    anyhow::anyhow!("{}", DisplayErrorContext(&error))
+}
+
+fn unavailable<E: std::error::Error + Send + Sync + 'static>(error: E) -> Error {
+    Error::Unavailable { dependency: Dependency::ArtifactStore, source: explained(error) }
+}

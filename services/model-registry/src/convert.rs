@@ -1,0 +1,299 @@
+//! Between the contract and the domain. Every conversion names every field, so that none is forgotten.
+
+use prost_types::Timestamp;
+use verdict_api::{events, registry as api};
+
+use crate::error::{Error, Result};
+use crate::feed::Watched;
+use crate::model::{
+    AliasMove, Artifact, Event, EventKind, Feature, FeatureType, Micros, Model, ModelDraft, Signature, TagChange, Task,
+    Version, VersionDraft,
+};
+use crate::names::{AliasName, ArtifactPath, ModelName, Sha256Hex, VersionId, version_number};
+use crate::store::Call;
+
+/// Longest request id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+const DEFAULT_PAGE: i32 = 100;
+const MAX_PAGE: i32 = 1000;
+
+/// Checks a request id; empty for none.
+pub(crate) fn call(request_id: String) -> Result<Call> {
+    if request_id.len() > MAX_REQUEST_ID || request_id.contains(char::is_control) {
+        let problem = format!("must be at most {MAX_REQUEST_ID} bytes, without control characters");
+        return Err(Error::invalid("INVALID_REQUEST_ID", "request_id", problem));
+    }
+    Ok(Call { request_id: Some(request_id).filter(|id| !id.is_empty()), now: Micros::now() })
+}
+
+/// Checks a page size; 0 for the default.
+pub(crate) fn page_size(size: i32) -> Result<u32> {
+    let size = if size == 0 { DEFAULT_PAGE } else { size };
+    let fits = u32::try_from(size).ok().filter(|_| (1..=MAX_PAGE).contains(&size));
+    fits.ok_or_else(|| Error::invalid("INVALID_PAGE_SIZE", "page_size", format!("must be 1 to {MAX_PAGE}, or 0")))
+}
+
+/// Writes the key of a page's last item as the token of the next page.
+pub(crate) fn page_token(last: &str) -> String {
+    hex::encode(last)
+}
+
+/// Reads a page token with `key`; None for the first page.
+pub(crate) fn after<T>(token: &str, key: impl Fn(&str) -> Option<T>) -> Result<Option<T>> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let read = hex::decode(token).ok().and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|text| key(&text));
+    read.map(Some).ok_or_else(|| {
+        Error::invalid(
+            "INVALID_PAGE_TOKEN",
+            "page_token",
+            "is not one this call has given; leave it empty to start anew",
+        )
+    })
+}
+
+pub(crate) fn model_draft(request: api::CreateModelRequest) -> Result<(Call, ModelDraft)> {
+    let api::CreateModelRequest { name, description, tags, request_id } = request;
+    let name = ModelName::parse("name", &name)?;
+    let draft = ModelDraft { name, description, tags: tags.into_iter().collect() };
+    draft.check()?;
+    Ok((call(request_id)?, draft))
+}
+
+pub(crate) fn version_draft(request: api::CreateVersionRequest) -> Result<(Call, VersionDraft)> {
+    let task = task(request.task())?;
+    let api::CreateVersionRequest { model, description, task: _, signature, parameters, tags, request_id } = request;
+    let draft = VersionDraft {
+        model: ModelName::parse("model", &model)?,
+        description,
+        task,
+        signature: signature.map(self::signature).transpose()?,
+        parameters: parameters.into_iter().collect(),
+        tags: tags.into_iter().collect(),
+    };
+    draft.check()?;
+    Ok((call(request_id)?, draft))
+}
+
+pub(crate) fn task(task: api::Task) -> Result<Task> {
+    match task {
+        api::Task::Unspecified => Err(Error::invalid(
+            "INVALID_TASK",
+            "task",
+            "must be one of the tasks of the contract, like TASK_TEXT_EMBEDDING",
+        )),
+        api::Task::TextEmbedding => Ok(Task::TextEmbedding),
+        api::Task::TextReranking => Ok(Task::TextReranking),
+        api::Task::TextGeneration => Ok(Task::TextGeneration),
+        api::Task::TabularClassification => Ok(Task::TabularClassification),
+    }
+}
+
+impl From<Task> for api::Task {
+    fn from(task: Task) -> Self {
+        match task {
+            Task::TextEmbedding => Self::TextEmbedding,
+            Task::TextReranking => Self::TextReranking,
+            Task::TextGeneration => Self::TextGeneration,
+            Task::TabularClassification => Self::TabularClassification,
+        }
+    }
+}
+
+pub(crate) fn signature(signature: api::Signature) -> Result<Signature> {
+    let api::Signature { inputs } = signature;
+    let inputs = inputs.into_iter().enumerate().map(|(index, input)| {
+        let kind = match input.r#type() {
+            api::FeatureType::Unspecified => {
+                let field = format!("signature.inputs[{index}].type");
+                let problem = "must be one of FEATURE_TYPE_DOUBLE, _LONG, _BOOLEAN and _STRING";
+                return Err(Error::invalid("INVALID_SIGNATURE", field, problem));
+            }
+            api::FeatureType::Double => FeatureType::Double,
+            api::FeatureType::Long => FeatureType::Long,
+            api::FeatureType::Boolean => FeatureType::Boolean,
+            api::FeatureType::String => FeatureType::String,
+        };
+        let api::Feature { name, r#type: _, optional, categories, description } = input;
+        Ok(Feature { name, kind, optional, categories, description })
+    });
+    Ok(Signature { inputs: inputs.collect::<Result<_>>()? })
+}
+
+impl From<Signature> for api::Signature {
+    fn from(signature: Signature) -> Self {
+        let Signature { inputs } = signature;
+        Self { inputs: inputs.into_iter().map(api::Feature::from).collect() }
+    }
+}
+
+impl From<Feature> for api::Feature {
+    fn from(feature: Feature) -> Self {
+        let Feature { name, kind, optional, categories, description } = feature;
+        let kind = match kind {
+            FeatureType::Double => api::FeatureType::Double,
+            FeatureType::Long => api::FeatureType::Long,
+            FeatureType::Boolean => api::FeatureType::Boolean,
+            FeatureType::String => api::FeatureType::String,
+        };
+        Self { name, r#type: kind.into(), optional, categories, description }
+    }
+}
+
+pub(crate) fn upload_header(header: api::UploadArtifactHeader) -> Result<(VersionId, Artifact)> {
+    let api::UploadArtifactHeader { model, version, artifact } = header;
+    let id = VersionId {
+        model: ModelName::parse("header.model", &model)?,
+        number: version_number("header.version", version)?,
+    };
+    let missing = || Error::invalid("INVALID_UPLOAD", "header.artifact", "must be given: path, size and sha256");
+    let api::Artifact { path, size, sha256 } = artifact.ok_or_else(missing)?;
+    let artifact = Artifact {
+        path: ArtifactPath::parse("header.artifact.path", &path)?,
+        size: Artifact::size("header.artifact.size", size)?,
+        sha256: Sha256Hex::parse("header.artifact.sha256", &sha256)?,
+    };
+    Ok((id, artifact))
+}
+
+pub(crate) fn alias_set(request: api::SetAliasRequest) -> Result<(Call, AliasMove)> {
+    let api::SetAliasRequest { model, alias, version, expected_version, request_id } = request;
+    if expected_version.is_some_and(|expected| expected < 0) {
+        return Err(Error::invalid("INVALID_VERSION", "expected_version", "must be 0 or more"));
+    }
+    let to = AliasMove {
+        model: ModelName::parse("model", &model)?,
+        alias: AliasName::parse("alias", &alias)?,
+        to: Some(version_number("version", version)?),
+        expected: expected_version,
+    };
+    Ok((call(request_id)?, to))
+}
+
+pub(crate) fn alias_delete(request: api::DeleteAliasRequest) -> Result<(Call, AliasMove)> {
+    let api::DeleteAliasRequest { model, alias, request_id } = request;
+    let (model, alias) = (ModelName::parse("model", &model)?, AliasName::parse("alias", &alias)?);
+    Ok((call(request_id)?, AliasMove { model, alias, to: None, expected: None }))
+}
+
+pub(crate) fn tag_set(request: api::SetTagRequest) -> Result<(Call, TagChange)> {
+    let api::SetTagRequest { model, version, key, value, request_id } = request;
+    tag_change(model, version, key, Some(value), request_id)
+}
+
+pub(crate) fn tag_delete(request: api::DeleteTagRequest) -> Result<(Call, TagChange)> {
+    let api::DeleteTagRequest { model, version, key, request_id } = request;
+    tag_change(model, version, key, None, request_id)
+}
+
+fn tag_change(
+    model: String,
+    version: Option<i64>,
+    key: String,
+    value: Option<String>,
+    request_id: String,
+) -> Result<(Call, TagChange)> {
+    let version = version.map(|number| version_number("version", number)).transpose()?;
+    let change = TagChange { model: ModelName::parse("model", &model)?, version, key, value };
+    change.check()?;
+    Ok((call(request_id)?, change))
+}
+
+impl From<Model> for api::Model {
+    fn from(model: Model) -> Self {
+        let Model { name, description, tags, aliases, latest_version, create_time, update_time, revision } = model;
+        Self {
+            name: name.to_string(),
+            description,
+            tags: tags.into_iter().collect(),
+            aliases: aliases.into_iter().collect(),
+            latest_version,
+            create_time: Some(timestamp(create_time)),
+            update_time: Some(timestamp(update_time)),
+            etag: revision.to_string(),
+        }
+    }
+}
+
+impl From<Version> for api::Version {
+    fn from(version: Version) -> Self {
+        let Version {
+            id: VersionId { model, number },
+            description,
+            task,
+            signature,
+            parameters,
+            tags,
+            artifacts,
+            digest,
+            aliases,
+            create_time,
+            update_time,
+            revision,
+        } = version;
+        let status = if digest.is_some() { api::VersionStatus::Ready } else { api::VersionStatus::Pending };
+        Self {
+            model: model.to_string(),
+            version: number,
+            status: status.into(),
+            description,
+            task: api::Task::from(task).into(),
+            signature: signature.map(api::Signature::from),
+            parameters: parameters.into_iter().collect(),
+            tags: tags.into_iter().collect(),
+            artifacts: artifacts.into_iter().map(api::Artifact::from).collect(),
+            digest: digest.unwrap_or_default(),
+            aliases,
+            create_time: Some(timestamp(create_time)),
+            update_time: Some(timestamp(update_time)),
+            etag: revision.to_string(),
+        }
+    }
+}
+
+impl From<Artifact> for api::Artifact {
+    fn from(artifact: Artifact) -> Self {
+        let Artifact { path, size, sha256 } = artifact;
+        // At most 64 GiB: it always fits.
+        Self { path: path.to_string(), size: i64::try_from(size).unwrap_or(i64::MAX), sha256: sha256.to_string() }
+    }
+}
+
+impl From<Watched> for api::WatchModelsResponse {
+    fn from(watched: Watched) -> Self {
+        let Watched { event, sequence } = watched;
+        Self { event: event.map(model_event), sequence }
+    }
+}
+
+fn model_event(event: Event) -> events::ModelEvent {
+    let Event { sequence, time, kind, model, version, alias, previous_version, digest } = event;
+    let kind = match kind {
+        EventKind::ModelCreated => events::ModelEventType::ModelCreated,
+        EventKind::ModelUpdated => events::ModelEventType::ModelUpdated,
+        EventKind::ModelDeleted => events::ModelEventType::ModelDeleted,
+        EventKind::VersionCreated => events::ModelEventType::VersionCreated,
+        EventKind::VersionFinalized => events::ModelEventType::VersionFinalized,
+        EventKind::VersionUpdated => events::ModelEventType::VersionUpdated,
+        EventKind::VersionDeleted => events::ModelEventType::VersionDeleted,
+        EventKind::AliasSet => events::ModelEventType::AliasSet,
+        EventKind::AliasDeleted => events::ModelEventType::AliasDeleted,
+    };
+    events::ModelEvent {
+        sequence,
+        time: Some(timestamp(time)),
+        r#type: kind.into(),
+        model: model.to_string(),
+        version,
+        alias,
+        previous_version,
+        digest,
+    }
+}
+
+fn timestamp(Micros(micros): Micros) -> Timestamp {
+    // Below a million microseconds there are less than 2^31 nanoseconds.
+    let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1000).unwrap_or(0);
+    Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
+}

@@ -1,0 +1,103 @@
+//! What the registry remembers: one trait, in SQLite and in PostgreSQL.
+//!
+//! The queries are the same in both and written once, in `tables.rs`, which `sqlite.rs` and `postgres.rs` each compile for
+//! their own database. Every write first locks the one row of `log`: writes happen one after the other, so the sequence of
+//! the events is the order in which they were committed, on one replica or on many.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::config::DatabaseUrl;
+use crate::error::{Dependency, Error, Result};
+use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Version, VersionDraft};
+use crate::names::{ModelName, Reference, VersionId};
+
+pub mod postgres;
+mod rows;
+pub mod sqlite;
+
+/// How long answers are remembered by their request id. Retries come within minutes.
+const REMEMBER_REQUESTS_MICROS: i64 = 30 * 24 * 3600 * 1_000_000;
+
+/// What comes with every mutation.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The caller's name for this call: said a second time, the first answer is given again and nothing changes.
+    pub request_id: Option<String>,
+    pub now: Micros,
+}
+
+/// What the registry remembers. Each method is one transaction: it happened, or it did not.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Registers a model, or `Error::ModelExists`.
+    async fn create_model(&self, call: &Call, draft: &ModelDraft) -> Result<Model>;
+    /// Finds a model.
+    async fn model(&self, name: &ModelName) -> Result<Model>;
+    /// Lists models by name, those after `after`.
+    async fn models(&self, after: Option<&ModelName>, limit: u32) -> Result<Vec<Model>>;
+    /// Removes a model and everything under it; while an alias points at a version only with `force`.
+    async fn delete_model(&self, call: &Call, name: &ModelName, force: bool) -> Result<()>;
+
+    /// Adds the next version. Numbers start at 1 and are never reused, even after deletion.
+    async fn add_version(&self, call: &Call, draft: &VersionDraft) -> Result<Version>;
+    /// Adds a file whose bytes are durable to a pending version, in place of the one with the same path.
+    async fn add_artifact(&self, now: Micros, of: &VersionId, artifact: &Artifact) -> Result<()>;
+    /// Gives a pending version its digest: from here on it never changes but for its tags.
+    async fn finalize(&self, call: &Call, of: &VersionId) -> Result<Version>;
+    /// Finds a version by number or alias.
+    async fn version(&self, reference: &Reference) -> Result<Version>;
+    /// Lists versions, newest first, those below `below`.
+    async fn versions(&self, model: &ModelName, below: Option<i64>, limit: u32) -> Result<Vec<Version>>;
+    /// Removes a version no alias points at.
+    async fn delete_version(&self, call: &Call, of: &VersionId) -> Result<()>;
+
+    /// Points an alias somewhere else, or removes it, if it points where it is expected to.
+    async fn move_alias(&self, call: &Call, to: &AliasMove) -> Result<Model>;
+    /// Sets or removes a tag.
+    async fn change_tag(&self, call: &Call, change: &TagChange) -> Result<()>;
+
+    /// Reads the log after `after`, in order.
+    async fn events(&self, after: i64, limit: u32) -> Result<Vec<Event>>;
+    /// The sequence of the newest event; 0 before the first. Doubles as the probe of the store's health.
+    async fn last_sequence(&self) -> Result<i64>;
+}
+
+/// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
+pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match url {
+        DatabaseUrl::Sqlite(path) => Arc::new(sqlite::open(path).await?),
+        DatabaseUrl::Postgres(url) => Arc::new(postgres::open(url, connections, migrate).await?),
+    })
+}
+
+/// Tells one call's content from another's: a hash over the method and its arguments, maps sorted.
+fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
+    let arguments = serde_json::to_vec(arguments).map_err(anyhow::Error::from)?;
+    let mut hash = Sha256::new();
+    hash.update(method);
+    hash.update([0]);
+    hash.update(arguments);
+    Ok(hex::encode(hash.finalize()))
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let is_transient = match &error {
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
+            sqlx::Error::WorkerCrashed => true,
+            // PostgreSQL: connection lost, out of resources, shutting down. SQLite: busy beyond the timeout.
+            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+                code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") || code == "5"
+            }),
+            _ => false,
+        };
+        if is_transient {
+            return Self::Unavailable { dependency: Dependency::Database, source: error.into() };
+        }
+        Self::Internal(error.into())
+    }
+}

@@ -1,0 +1,43 @@
+//! The registry in one SQLite file: the embedded default.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "tables.rs"]
+mod tables;
+
+/// The registry in SQLite.
+pub type SqliteStore = tables::Tables;
+
+type Db = sqlx::Sqlite;
+const BEGIN_READ: &str = "BEGIN DEFERRED";
+/// Takes the write lock at once, so that a transaction never fails halfway for want of it.
+const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
+
+/// How long a write waits for another process (a backup, a second registry) to finish its own.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+const READERS: u32 = 4;
+
+/// Opens the file at `path`, making it and its tables where missing. A commit is on disk when it returns.
+pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
+    let context = || format!("DATABASE_URL: cannot open the SQLite file {}", path.display());
+    if let Some(dir) = path.parent() {
+        tokio::fs::create_dir_all(dir).await.with_context(context)?;
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT);
+    let writer =
+        SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(context)?;
+    sqlx::migrate!("migrations/sqlite").run(&writer).await.with_context(context)?;
+    let reader = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await.with_context(context)?;
+    Ok(SqliteStore::new(writer, reader))
+}

@@ -1,0 +1,124 @@
+//! kill -9 at any moment: what was acknowledged is there, what was not is absent and can be done again.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use futures::StreamExt;
+use verdict_api::registry::{CreateVersionRequest, GetModelRequest, ListVersionsRequest, VersionStatus};
+use verdict_chassis::client;
+use verdict_testkit::process::Child;
+
+use crate::world::{Client, PATIENCE, artifact, local, parts, sha256, version_of};
+
+async fn start(data: &Path, listen: SocketAddr) -> (Child, Client) {
+    let admin = local();
+    let env = [
+        ("MODEL_REGISTRY_LISTEN", listen.to_string()),
+        ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
+        ("MODEL_REGISTRY_DATA_DIR", data.display().to_string()),
+    ];
+    let mut child = Child::spawn(Path::new(env!("CARGO_BIN_EXE_model-registry")), &["serve"], env);
+    child.wait_ready(admin, PATIENCE).await;
+    (child, Client::new(client::connect(&format!("http://{listen}")).unwrap()))
+}
+
+fn files_below(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_during_an_upload_it_keeps_what_was_whole_and_nothing_of_the_rest() {
+    let (data, listen) = (tempfile::tempdir().unwrap(), local());
+    let (mut child, mut registry) = start(data.path(), listen).await;
+    let create = verdict_api::registry::CreateModelRequest { name: "m".into(), ..Default::default() };
+    registry.create_model(create).await.unwrap();
+    registry.create_version(version_of("m")).await.unwrap();
+    let whole = b"every byte arrived".to_vec();
+    let sent = parts("m", 1, artifact("whole", &whole), &whole);
+    registry.upload_artifact(futures::stream::iter(sent)).await.unwrap();
+
+    // All but the last megabyte of a file, and then nothing more: the upload is under way when the process dies.
+    let large = vec![9; 12 << 20];
+    let mut first = parts("m", 1, artifact("large", &large), &large);
+    first.truncate(12);
+    let unfinished = data.path().join("artifacts/tmp");
+    let call = tokio::spawn({
+        let mut registry = registry.clone();
+        let body = futures::stream::iter(first).chain(futures::stream::pending());
+        async move { registry.upload_artifact(body).await }
+    });
+    let bytes_there = || {
+        let entries = std::fs::read_dir(&unfinished).unwrap();
+        entries.map(|entry| entry.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let until = std::time::Instant::now() + PATIENCE;
+    while bytes_there() < 8 << 20 {
+        assert!(std::time::Instant::now() < until, "only {} bytes arrived", bytes_there());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    child.kill();
+    call.await.unwrap().unwrap_err();
+
+    let (mut child, mut registry) = start(data.path(), listen).await;
+    let request = verdict_api::registry::GetVersionRequest { model: "m".into(), version: 1 };
+    let version = registry.get_version(request).await.unwrap().into_inner().version.unwrap();
+    assert_eq!(version.artifacts, [artifact("whole", &whole)]);
+    assert_eq!(version.status(), VersionStatus::Pending);
+    assert_eq!(files_below(&unfinished), 0, "the half of a file is cleared away");
+    assert_eq!(files_below(&data.path().join("artifacts/sha256")), 1);
+
+    let again = parts("m", 1, artifact("large", &large), &large);
+    registry.upload_artifact(futures::stream::iter(again)).await.unwrap();
+    let hash = sha256(&large);
+    let kept = data.path().join("artifacts/sha256").join(&hash[..2]).join(&hash[2..]);
+    assert!(std::fs::read(kept).unwrap() == large);
+    assert!(child.terminate(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_among_many_writes_it_keeps_every_acknowledged_one() {
+    let (data, listen) = (tempfile::tempdir().unwrap(), local());
+    let (mut child, registry) = start(data.path(), listen).await;
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let mut registry = registry.clone();
+            tokio::spawn(async move {
+                let model = format!("m{writer}");
+                let create = verdict_api::registry::CreateModelRequest { name: model.clone(), ..Default::default() };
+                registry.create_model(create).await.unwrap();
+                let mut acknowledged = 0;
+                loop {
+                    let request_id = format!("{writer}-{}", acknowledged + 1);
+                    let create = CreateVersionRequest { request_id, ..version_of(&model) };
+                    match registry.create_version(create).await {
+                        Ok(_) => acknowledged += 1,
+                        Err(_) => return (model, acknowledged),
+                    }
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    child.kill();
+    let acknowledged = futures::future::join_all(writers).await;
+
+    let (mut child, mut registry) = start(data.path(), listen).await;
+    for (writer, acknowledged) in acknowledged.into_iter().enumerate() {
+        let (model, acknowledged) = acknowledged.unwrap();
+        assert!(acknowledged > 0, "`{model}` was written to before the kill");
+        let list = ListVersionsRequest { model: model.clone(), page_size: 1, page_token: String::new() };
+        let newest = registry.list_versions(list).await.unwrap().into_inner().versions[0].version;
+        assert!([acknowledged, acknowledged + 1].contains(&newest), "{newest} versions, {acknowledged} acknowledged");
+        // The call that was cut off is made again under its id: it happens once, whether it had happened or not.
+        let request_id = format!("{writer}-{}", acknowledged + 1);
+        let create = CreateVersionRequest { request_id, ..version_of(&model) };
+        let made = registry.create_version(create).await.unwrap().into_inner().version.unwrap();
+        assert_eq!(made.version, acknowledged + 1);
+        let get = GetModelRequest { name: model };
+        let model = registry.get_model(get).await.unwrap().into_inner().model.unwrap();
+        assert_eq!(model.latest_version, acknowledged + 1);
+    }
+    assert!(child.terminate(PATIENCE).await.success());
+}
