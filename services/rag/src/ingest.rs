@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::stream::{self, Stream, StreamExt};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
+use verdict_chassis::{context, status};
 
 use crate::chunk::{Chunker, Length};
 use crate::document::{Collection, Document, Passage};
@@ -89,6 +92,12 @@ struct Group {
     end: Option<Status>,
 }
 
+impl Group {
+    fn broken(error: &anyhow::Error) -> Self {
+        Self { documents: Vec::new(), end: Some(status::internal(error)) }
+    }
+}
+
 impl Ingest {
     /// Ingests a stream of documents and yields one report for each, in order, once its chunks are durable. What stops
     /// all further work, as an embedder that does not answer, ends the stream with its status.
@@ -116,8 +125,10 @@ impl Ingest {
             .buffered(READ_AHEAD)
             .ready_chunks(GROUP)
             .map(move |group| {
+                // A task of its own: it goes on while this stream waits for the store.
                 let embedding = embedding.clone();
-                async move { embedding.embed(group).await }
+                let task = AbortOnDropHandle::new(context::spawn(async move { embedding.embed(group).await }));
+                task.map(|embedded| embedded.unwrap_or_else(|panicked| Group::broken(&panicked.into())))
             })
             .buffered(EMBEDDING)
             .then(move |group| {

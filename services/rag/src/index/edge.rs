@@ -37,9 +37,15 @@ const MAX_COLLECTIONS: usize = 256;
 const SCHEMA_FILE: &str = "collection.json";
 
 /// Collections below a directory that belongs to this process alone.
-pub(crate) struct EdgeIndex {
+pub(crate) struct EdgeIndex(Arc<Collections>);
+
+/// The collections there are. Only work off the async threads takes its locks: a task that waits in line for one while
+/// it is not polled would hold up the line.
+struct Collections {
     root: PathBuf,
-    open: tokio::sync::Mutex<HashMap<Collection, Arc<Shard>>>,
+    open: parking_lot::Mutex<HashMap<Collection, Arc<Shard>>>,
+    /// Held while one is opened or made.
+    opening: parking_lot::Mutex<()>,
 }
 
 /// An open collection.
@@ -56,22 +62,8 @@ impl EdgeIndex {
     pub(crate) fn open(root: &Path) -> anyhow::Result<Self> {
         std::fs::create_dir_all(root)
             .with_context(|| format!("cannot make the index directory {} (RAG_DATA_DIR)", root.display()))?;
-        Ok(Self { root: root.to_owned(), open: tokio::sync::Mutex::default() })
-    }
-
-    /// Returns the collection, opening it if it is not open yet.
-    async fn shard(&self, collection: &Collection) -> Result<Option<Arc<Shard>>> {
-        let mut open = self.open.lock().await;
-        if let Some(shard) = open.get(collection) {
-            return Ok(Some(shard.clone()));
-        }
-        let (path, name) = (self.root.join(collection.as_str()), collection.clone());
-        let shard = blocking(move || Shard::load(&path, name)).await?;
-        Ok(shard.map(|shard| {
-            let shard = Arc::new(shard);
-            open.insert(collection.clone(), shard.clone());
-            shard
-        }))
+        let root = root.to_owned();
+        Ok(Self(Arc::new(Collections { root, open: Default::default(), opening: Default::default() })))
     }
 
     async fn with<T: Send + 'static>(
@@ -79,8 +71,43 @@ impl EdgeIndex {
         collection: &Collection,
         work: impl FnOnce(&Shard) -> anyhow::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let shard = self.shard(collection).await?.ok_or_else(|| Error::CollectionNotFound(collection.clone()))?;
-        blocking(move || work(&shard)).await
+        let (collections, name) = (self.0.clone(), collection.clone());
+        let done = blocking(move || collections.find(&name)?.map(|shard| work(&shard)).transpose()).await?;
+        done.ok_or_else(|| Error::CollectionNotFound(collection.clone()))
+    }
+}
+
+impl Collections {
+    /// Returns the collection, opening it if it is not open yet.
+    fn find(&self, name: &Collection) -> anyhow::Result<Option<Arc<Shard>>> {
+        if let Some(shard) = self.open.lock().get(name) {
+            return Ok(Some(shard.clone()));
+        }
+        let _opening = self.opening.lock();
+        self.load(name)
+    }
+
+    /// Returns the collection, making it if there is none.
+    fn make(&self, name: &Collection, schema: &Schema) -> anyhow::Result<Result<Schema>> {
+        let _opening = self.opening.lock();
+        if self.load(name)?.is_none()
+            && let Err(refused) = Shard::create(&self.root, name, schema)?
+        {
+            return Ok(Err(refused));
+        }
+        let made = self.load(name)?.context("a collection that was just made is gone")?;
+        Ok(Ok(made.schema.clone()))
+    }
+
+    /// As [`Collections::find`], with `opening` held.
+    fn load(&self, name: &Collection) -> anyhow::Result<Option<Arc<Shard>>> {
+        if let Some(shard) = self.open.lock().get(name) {
+            return Ok(Some(shard.clone()));
+        }
+        let Some(shard) = Shard::load(&self.root.join(name.as_str()), name.clone())? else { return Ok(None) };
+        let shard = Arc::new(shard);
+        self.open.lock().insert(name.clone(), shard.clone());
+        Ok(Some(shard))
     }
 }
 
@@ -93,19 +120,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + 
 #[async_trait]
 impl Index for EdgeIndex {
     async fn schema(&self, collection: &Collection) -> Result<Option<Schema>> {
-        Ok(self.shard(collection).await?.map(|shard| shard.schema.clone()))
+        let (collections, name) = (self.0.clone(), collection.clone());
+        blocking(move || Ok(collections.find(&name)?.map(|shard| shard.schema.clone()))).await
     }
 
     async fn create(&self, collection: &Collection, schema: &Schema) -> Result<Schema> {
-        if let Some(found) = self.schema(collection).await? {
-            return Ok(found);
-        }
-        // Making one excludes making another; opening waits on the same lock.
-        let open = self.open.lock().await;
-        let (root, name, schema) = (self.root.clone(), collection.clone(), schema.clone());
-        blocking(move || Shard::create(&root, &name, &schema)).await??;
-        drop(open);
-        self.schema(collection).await?.ok_or_else(|| Error::CollectionNotFound(collection.clone()))
+        let (collections, name, schema) = (self.0.clone(), collection.clone(), schema.clone());
+        blocking(move || collections.make(&name, &schema)).await?
     }
 
     async fn holdings(&self, collection: &Collection, documents: &[(String, String)]) -> Result<Vec<Holding>> {
@@ -153,9 +174,10 @@ impl Index for EdgeIndex {
     }
 
     async fn probe(&self) -> Result<()> {
-        let root = self.root.clone();
+        let collections = self.0.clone();
         blocking(move || {
-            std::fs::read_dir(&root).with_context(|| format!("cannot read {}", root.display()))?;
+            let root = &collections.root;
+            std::fs::read_dir(root).with_context(|| format!("cannot read {}", root.display()))?;
             Ok(())
         })
         .await

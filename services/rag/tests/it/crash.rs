@@ -64,7 +64,8 @@ async fn after_kill_9_every_acknowledged_document_is_there_whole() {
         assert_eq!((&passage.document_id, &passage.version), (&report.document_id, &report.version));
     }
     let again = ingest(client.clone(), many()).await.unwrap();
-    let (done, rest) = states(&again).split_at(acknowledged.len()).into();
+    let states = states(&again);
+    let (done, rest) = states.split_at(acknowledged.len());
     assert!(done.iter().all(|state| *state == IngestState::Unchanged), "what was acknowledged is whole: {done:?}");
     assert!(!rest.contains(&IngestState::Failed));
     let request = GetCollectionRequest { collection: COLLECTION.to_owned() };
