@@ -28,7 +28,6 @@ pub(super) const CRANFIELD: &str = "cranfield";
 
 #[derive(Deserialize)]
 struct Abstract {
-    #[serde(rename = "_id")]
     id: String,
     title: String,
     text: String,

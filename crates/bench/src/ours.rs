@@ -1,0 +1,160 @@
+//! This project's side: registry and predict as processes, callers over gRPC.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use model_registry::publish::{Publication, publish, signature_from_json};
+use verdict_api::{
+    predict::{
+        EmbedRequest, Matrix, PredictRequest, predict_request::Input, predict_service_client::PredictServiceClient,
+    },
+    registry::Task,
+};
+use verdict_chassis::client::{self, Channel};
+use verdict_testkit::{models, net::free_port, process::Child};
+
+use crate::Work;
+
+const EMBEDDER: &str = "embedder@champion";
+const CREDIT_RISK: &str = "credit-risk@champion";
+/// Columns of the credit-risk model.
+const COLUMNS: usize = 20;
+
+/// A registry and a predict with the models of the benchmarks; dropped, they are killed.
+pub(crate) struct Stack {
+    predict: String,
+    _children: [Child; 2],
+    _data: tempfile::TempDir,
+}
+
+impl Stack {
+    /// Starts both, publishes the models and waits until they are warm.
+    pub(crate) async fn start(bin_dir: Option<PathBuf>, demo_data: &Path, workers: usize) -> Result<Self> {
+        let bin_dir = match bin_dir {
+            Some(dir) => dir,
+            None => std::env::current_exe()?.parent().context("this program lies in no folder")?.to_owned(),
+        };
+        let data = tempfile::tempdir()?;
+        let local = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let (registry, registry_admin, predict, predict_admin) = (local(), local(), local(), local());
+        let below = |name: &str| data.path().join(name).display().to_string();
+        let mut first = Child::spawn(
+            &bin_dir.join("model-registry"),
+            &["serve"],
+            [
+                ("MODEL_REGISTRY_LISTEN", registry.to_string()),
+                ("MODEL_REGISTRY_ADMIN_LISTEN", registry_admin.to_string()),
+                ("MODEL_REGISTRY_DATA_DIR", below("registry")),
+            ],
+        );
+        first.wait_ready(registry_admin, Duration::from_secs(30)).await;
+        let channel = client::connect(&format!("http://{registry}"))?;
+        let embedder = models::dir("all-MiniLM-L6-v2");
+        let credit = demo_data.join("credit-risk");
+        let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
+        publish_one(&channel, "embedder", Task::TextEmbedding, embedder, None).await?;
+        publish_one(&channel, "credit-risk", Task::TabularClassification, credit.join("1"), Some(signature)).await?;
+        let mut second = Child::spawn(
+            &bin_dir.join("predict"),
+            &["serve"],
+            [
+                ("PREDICT_LISTEN", predict.to_string()),
+                ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
+                ("PREDICT_DATA_DIR", below("predict")),
+                ("PREDICT_MODELS", format!("{EMBEDDER},{CREDIT_RISK}")),
+                ("PREDICT_WORKERS", workers.to_string()),
+                ("REGISTRY_URL", format!("http://{registry}")),
+            ],
+        );
+        second.wait_ready(predict_admin, Duration::from_secs(120)).await;
+        Ok(Self { predict: format!("http://{predict}"), _children: [first, second], _data: data })
+    }
+
+    /// Has `callers` ask as fast as they are answered for `time`; items per second.
+    pub(crate) async fn measure(&self, work: Work, callers: usize, time: Duration) -> Result<f64> {
+        let warm = Instant::now() + time / 10;
+        let (items, seconds) = {
+            let calls: Vec<_> = (0..callers)
+                .map(|_| Ok(tokio::spawn(call(self.channel()?, work, warm, warm + time))))
+                .collect::<Result<_>>()?;
+            let (mut items, mut seconds) = (0.0, 0.0_f64);
+            for call in calls {
+                let (done, took) = call.await??;
+                items += done;
+                seconds = seconds.max(took);
+            }
+            (items, seconds)
+        };
+        Ok(items / seconds)
+    }
+
+    fn channel(&self) -> Result<Channel> {
+        client::connect(&self.predict)
+    }
+}
+
+async fn publish_one(
+    registry: &Channel,
+    model: &str,
+    task: Task,
+    dir: PathBuf,
+    signature: Option<verdict_api::registry::Signature>,
+) -> Result<()> {
+    let publication = Publication {
+        model: model.to_owned(),
+        description: String::new(),
+        task,
+        signature,
+        parameters: BTreeMap::new(),
+        tags: BTreeMap::new(),
+        dir,
+        alias: Some("champion".to_owned()),
+        request_id: None,
+    };
+    publish(registry.clone(), publication, |_, _, _| {}).await.with_context(|| format!("cannot publish `{model}`"))?;
+    Ok(())
+}
+
+/// Asks again and again; counts what was answered between `warm` and `until`.
+async fn call(channel: Channel, work: Work, warm: Instant, until: Instant) -> Result<(f64, f64)> {
+    let mut predict = PredictServiceClient::new(channel).max_decoding_message_size(64 << 20);
+    let (mut items, mut since, mut last) = (0_usize, None, Instant::now());
+    let embed = |batch, tokens: usize| EmbedRequest {
+        model: EMBEDDER.into(),
+        // [CLS] and [SEP] are tokens too.
+        inputs: vec![vec!["bank"; tokens - 2].join(" "); batch],
+        ..Default::default()
+    };
+    let matrix = |rows: usize| PredictRequest {
+        model: CREDIT_RISK.into(),
+        input: Some(Input::Matrix(Matrix {
+            columns: COLUMNS as u32,
+            values: (0..rows * COLUMNS).map(|at| ((at * 7919) % 5) as f32 + (at % 3) as f32).collect(),
+        })),
+    };
+    while last < until {
+        let done = match work {
+            Work::Embed { batch, tokens } => {
+                let answer = predict.embed(embed(batch, tokens)).await?.into_inner();
+                ensure!(answer.embeddings.iter().all(|one| one.tokens as usize == tokens), "other token counts");
+                answer.embeddings.len()
+            }
+            Work::Predict { rows } => predict.predict(matrix(rows)).await?.into_inner().probabilities.len(),
+        };
+        last = Instant::now();
+        match since {
+            None if last >= warm => since = Some(last),
+            None => {}
+            Some(_) => items += done,
+        }
+    }
+    let since = since.context("no call ended in time")?;
+    ensure!(items > 0, "a call takes longer than a round: give more --seconds");
+    Ok((items as f64, last.duration_since(since).as_secs_f64()))
+}

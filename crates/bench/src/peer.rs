@@ -1,0 +1,33 @@
+//! The peers, each in its own process: `scripts/bench_peers.py` prints one JSON line a round.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::Work;
+
+/// What a peer did in one round.
+#[derive(Deserialize)]
+pub(crate) struct Round {
+    pub(crate) peer: String,
+    pub(crate) version: String,
+    pub(crate) median_per_s: f64,
+}
+
+/// Runs the peer of `work` for one round of `seconds`.
+pub(crate) fn measure(program: &Path, work: Work, threads: usize, seconds: f64) -> Result<Round> {
+    let mut command = Command::new(program);
+    match work {
+        Work::Embed { batch, tokens } => {
+            command.args(["embed", "--batch", &batch.to_string(), "--tokens", &tokens.to_string()])
+        }
+        Work::Predict { rows } => command.args(["predict", "--rows", &rows.to_string()]),
+    };
+    command.args(["--threads", &threads.to_string(), "--seconds", &seconds.to_string(), "--runs", "1"]);
+    let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(output.status.success(), "{}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout)?;
+    let line = text.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("{} printed {line:?}", program.display()))
+}
