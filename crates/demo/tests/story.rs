@@ -23,7 +23,7 @@ fn play(data: &Path) -> Output {
         .args(["--predict", &port(), "--predict-admin", &port()])
         .args(["--rag", &port(), "--rag-admin", &port()])
         .output()
-        .unwrap()
+        .expect("verdict-demo starts")
 }
 
 #[test]

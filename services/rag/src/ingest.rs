@@ -86,6 +86,14 @@ enum Ready {
     Embedded { collection: Collection, version: String, points: Points },
 }
 
+/// What is stored in one collection together.
+struct Work {
+    collection: Collection,
+    /// Of each document, its place among the reports and its version.
+    places: Vec<(usize, String)>,
+    points: Vec<Points>,
+}
+
 /// Documents that go on together, and what ended the stream after them.
 struct Group {
     documents: Vec<Ready>,
@@ -252,25 +260,25 @@ impl Batcher {
         touched: &parking_lot::Mutex<Vec<Collection>>,
     ) -> Vec<Result<Report, Status>> {
         let mut reports: Vec<Option<Report>> = Vec::with_capacity(documents.len());
-        let mut work: Vec<(Collection, Vec<(usize, String)>, Vec<Points>)> = Vec::new();
+        let mut work: Vec<Work> = Vec::new();
         for document in documents {
             match document {
                 Ready::Reported(report) => reports.push(Some(report)),
                 Ready::Embedded { collection, version, points } => {
                     let place = (reports.len(), version);
                     reports.push(None);
-                    match work.iter_mut().find(|(of, ..)| *of == collection) {
-                        Some((_, places, all)) => {
-                            places.push(place);
-                            all.push(points);
+                    match work.iter_mut().find(|work| work.collection == collection) {
+                        Some(work) => {
+                            work.places.push(place);
+                            work.points.push(points);
                         }
-                        None => work.push((collection, vec![place], vec![points])),
+                        None => work.push(Work { collection, places: vec![place], points: vec![points] }),
                     }
                 }
             }
         }
         let mut failed = None;
-        for (collection, places, points) in work {
+        for Work { collection, places, points } in work {
             let ids: Vec<_> = points.iter().map(|one| (one.document_id.clone(), one.points.len() as u32)).collect();
             match self.replace(&collection, points).await {
                 Ok(before) => {

@@ -33,9 +33,11 @@ const ATTEMPTS: u32 = 8;
 pub(crate) struct Models {
     client: PredictServiceClient<Channel>,
     config: ModelsConfig,
-    /// Of the embedder that was asked last.
-    tokenizer: Arc<Mutex<Option<(String, Arc<Tokenizer>)>>>,
+    tokenizer: Arc<Mutex<Option<Known>>>,
 }
+
+/// The tokenizer of the embedder that was asked last, and that version's digest.
+type Known = (String, Arc<Tokenizer>);
 
 /// The embedder as it is served now.
 #[derive(Clone)]

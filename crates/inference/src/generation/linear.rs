@@ -39,6 +39,9 @@ struct Tile {
     lines: [Line; LINES],
 }
 
+/// 32 numbers of a weight row in 8 bits: `scale * value`.
+type Rounded = (f16, [i8; BLOCK]);
+
 /// Scales of the sixteen rows of a tile.
 type Scales = [f16; LANES];
 
@@ -106,7 +109,7 @@ impl Matrix {
                 let expected = [*rows, columns];
                 return Err(gguf.malformed(format!("tensor `{name}` is {:?}, not {expected:?}", tensor.dimensions)));
             }
-            if rows % LANES != 0 || columns % BLOCK != 0 {
+            if !rows.is_multiple_of(LANES) || !columns.is_multiple_of(BLOCK) {
                 let problem = format!("tensor `{name}` is {rows} × {columns}; multiples of {LANES} × {BLOCK} are");
                 return Err(gguf.unsupported(problem));
             }
@@ -370,7 +373,7 @@ fn pack(tensor: &Tensor, bytes: &[u8], tiles: &mut [Tile], scales: &mut [Scales]
         }
         Ok(())
     };
-    let exact: Option<fn(&[u8]) -> (f16, [i8; BLOCK])> = match tensor.dtype {
+    let exact: Option<fn(&[u8]) -> Rounded> = match tensor.dtype {
         GgmlDType::Q8_0 => Some(q8_0),
         GgmlDType::Q5_0 => Some(q5_0),
         GgmlDType::Q4_0 => Some(q4_0),
@@ -388,7 +391,7 @@ fn scale(block: &[u8]) -> f16 {
     f16::from_le_bytes([block[0], block[1]])
 }
 
-fn q8_0(block: &[u8]) -> (f16, [i8; BLOCK]) {
+fn q8_0(block: &[u8]) -> Rounded {
     (scale(block), std::array::from_fn(|index| block[2 + index] as i8))
 }
 
@@ -397,18 +400,18 @@ fn nibble(quarters: &[u8], index: usize) -> u8 {
     if index < BLOCK / 2 { quarters[index] & 15 } else { quarters[index - BLOCK / 2] >> 4 }
 }
 
-fn q5_0(block: &[u8]) -> (f16, [i8; BLOCK]) {
+fn q5_0(block: &[u8]) -> Rounded {
     let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
     let value = |index| nibble(&block[6..], index) | (((fifth >> index) & 1) << 4) as u8;
     (scale(block), std::array::from_fn(|index| value(index) as i8 - 16))
 }
 
-fn q4_0(block: &[u8]) -> (f16, [i8; BLOCK]) {
+fn q4_0(block: &[u8]) -> Rounded {
     (scale(block), std::array::from_fn(|index| nibble(&block[2..], index) as i8 - 8))
 }
 
 /// Rounds to 8 bits; a value that is not finite makes the scale so.
-fn round(values: &[f32; BLOCK]) -> (f16, [i8; BLOCK]) {
+fn round(values: &[f32; BLOCK]) -> Rounded {
     if values.iter().any(|value| !value.is_finite()) {
         return (f16::NAN, [0; BLOCK]);
     }
@@ -502,11 +505,9 @@ mod tests {
 
     #[test]
     fn formats_of_whole_steps_keep_their_exact_values() {
-        for (dtype, decode) in [
-            (GgmlDType::Q8_0, q8_0 as fn(&[u8]) -> (f16, [i8; BLOCK])),
-            (GgmlDType::Q5_0, q5_0),
-            (GgmlDType::Q4_0, q4_0),
-        ] {
+        for (dtype, decode) in
+            [(GgmlDType::Q8_0, q8_0 as fn(&[u8]) -> Rounded), (GgmlDType::Q5_0, q5_0), (GgmlDType::Q4_0, q4_0)]
+        {
             let mut bytes: Vec<u8> = (0..dtype.type_size()).map(|index| (index * 89 + 17) as u8).collect();
             bytes[..2].copy_from_slice(&f16::from_f32(0.0078).to_le_bytes());
             let mut aligned = vec![0u32; bytes.len().div_ceil(4)];

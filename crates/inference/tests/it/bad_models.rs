@@ -115,7 +115,7 @@ static GERMAN: LazyLock<Vec<u8>> = LazyLock::new(|| golden("german_xgb100.json.g
 fn spoiled(spoil: impl FnOnce(&mut Value)) -> String {
     let mut model: Value = serde_json::from_slice(&GERMAN).unwrap();
     spoil(&mut model["learner"]);
-    TreeEnsemble::from_xgboost_json(model.to_string().as_bytes()).err().expect("parsing fails").to_string()
+    TreeEnsemble::from_xgboost_json(model.to_string().as_bytes()).expect_err("parsing fails").to_string()
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The engine against reference values of the libraries it replaces, and against input that is wrong.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
 mod bad_models;
 mod generation;
 mod golden_text;

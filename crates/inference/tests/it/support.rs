@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 
-pub fn golden(name: &str) -> Vec<u8> {
+pub(crate) fn golden(name: &str) -> Vec<u8> {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     if file.extension().is_none_or(|extension| extension != "gz") {
@@ -16,6 +16,6 @@ pub fn golden(name: &str) -> Vec<u8> {
     unpacked
 }
 
-pub fn golden_json<T: DeserializeOwned>(name: &str) -> T {
+pub(crate) fn golden_json<T: DeserializeOwned>(name: &str) -> T {
     serde_json::from_slice(&golden(name)).unwrap()
 }
