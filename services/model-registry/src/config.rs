@@ -46,7 +46,7 @@ pub struct DatabaseConfig {
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database_url: Option<DatabaseUrl>,
     /// PostgreSQL connections of this replica; replicas times this must stay below the server's limit.
-    #[arg(long, env = "MODEL_REGISTRY_DATABASE_CONNECTIONS", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, env = "MODEL_REGISTRY_DATABASE_CONNECTIONS", default_value = "10", value_parser = clap::value_parser!(u32).range(2..=1000))]
     pub database_connections: u32,
 }
 

@@ -103,7 +103,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 async fn migrate(database: DatabaseConfig) -> anyhow::Result<()> {
     let telemetry = telemetry::init("model-registry", &TelemetryConfig::default())?;
     let url: DatabaseUrl = database.url();
-    store::open(&url, 1, true).await?;
+    store::open(&url, 2, true).await?;
     println!("the tables of {url} are up to date");
     telemetry.flush(Duration::from_secs(3)).await;
     Ok(())

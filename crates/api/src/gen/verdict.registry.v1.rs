@@ -698,7 +698,8 @@ pub mod model_registry_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Deletes a model with all its versions and aliases. The name can be registered again; version numbers start anew.
+        /// Deletes a model with all its versions and aliases. The name can be registered again; its version numbers go
+        /// on where they ended.
         /// FAILED_PRECONDITION while an alias points at one of its versions, unless `force` is set.
         pub async fn delete_model(
             &mut self,
@@ -1158,7 +1159,8 @@ pub mod model_registry_service_server {
             tonic::Response<super::ListModelsResponse>,
             tonic::Status,
         >;
-        /// Deletes a model with all its versions and aliases. The name can be registered again; version numbers start anew.
+        /// Deletes a model with all its versions and aliases. The name can be registered again; its version numbers go
+        /// on where they ended.
         /// FAILED_PRECONDITION while an alias points at one of its versions, unless `force` is set.
         async fn delete_model(
             &self,

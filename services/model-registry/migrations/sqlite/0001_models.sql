@@ -11,10 +11,15 @@ INSERT INTO log (id, sequence) VALUES (1, 0);
 CREATE TABLE models (
     name         TEXT   PRIMARY KEY NOT NULL,
     description  TEXT   NOT NULL,
-    next_version BIGINT NOT NULL,
     create_time  BIGINT NOT NULL,
     update_time  BIGINT NOT NULL,
     revision     BIGINT NOT NULL
+) WITHOUT ROWID;
+
+-- The number of the next version. It outlives its model: a number never means two things.
+CREATE TABLE numbers (
+    model        TEXT PRIMARY KEY NOT NULL,
+    next_version BIGINT NOT NULL
 ) WITHOUT ROWID;
 
 CREATE TABLE versions (

@@ -19,6 +19,9 @@ use crate::model::Artifact;
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 256 << 10;
 
+/// Bytes written between two syncs: the sender waits for the disk on the way, not for all of it after the last byte.
+const SYNC_BYTES: usize = 64 << 20;
+
 /// An artifact store in a directory. Several processes may share it.
 pub struct Directory {
     root: PathBuf,
@@ -62,8 +65,14 @@ impl ArtifactStore for Directory {
         let path = self.unfinished().join(Uuid::new_v4().to_string());
         let (unfinished, file) = blocking(move || Unfinished::create(path)).await?;
         let mut file = tokio::fs::File::from_std(file);
+        let mut unsynced = 0;
         while let Some(bytes) = body.try_next().await? {
             file.write_all(&bytes).await.map_err(unavailable)?;
+            unsynced += bytes.len();
+            if unsynced >= SYNC_BYTES {
+                file.sync_data().await.map_err(unavailable)?;
+                unsynced = 0;
+            }
         }
         file.flush().await.map_err(unavailable)?;
         file.sync_all().await.map_err(unavailable)?;

@@ -42,7 +42,7 @@ pub trait Store: Send + Sync {
     /// Removes a model and everything under it; while an alias points at a version only with `force`.
     async fn delete_model(&self, call: &Call, name: &ModelName, force: bool) -> Result<()>;
 
-    /// Adds the next version. Numbers start at 1 and are never reused, even after deletion.
+    /// Adds the next version. Numbers start at 1 and are never reused, even after the model itself was deleted.
     async fn add_version(&self, call: &Call, draft: &VersionDraft) -> Result<Version>;
     /// Adds a file whose bytes are durable to a pending version, in place of the one with the same path.
     async fn add_artifact(&self, now: Micros, of: &VersionId, artifact: &Artifact) -> Result<()>;
@@ -89,9 +89,13 @@ impl From<sqlx::Error> for Error {
         let is_transient = match &error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
             sqlx::Error::WorkerCrashed => true,
-            // PostgreSQL: connection lost, out of resources, shutting down. SQLite: busy beyond the timeout.
+            // PostgreSQL: connection lost, out of resources, shutting down, waited too long for a lock, idle too long in a
+            // transaction. SQLite: busy beyond the timeout.
             sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-                code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") || code == "5"
+                code.starts_with("08")
+                    || code.starts_with("53")
+                    || code.starts_with("57P")
+                    || ["55P03", "25P03", "5"].contains(&&*code)
             }),
             _ => false,
         };

@@ -19,6 +19,10 @@ const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Each statement sees what was committed before it; the lock on `log` makes that everything.
 const BEGIN_WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
+/// Every write waits for the one before it. A replica that died in the middle of its own must not hold up the others until
+/// TCP gives it up.
+const GIVE_UP: [(&str, &str); 2] = [("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")];
+
 /// How long a call waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -27,28 +31,29 @@ fn quotes_the_password(_: sqlx::Error) -> anyhow::Error {
     anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL")
 }
 
-/// Connects to the database at `url` with at most `connections`, bringing its tables up to date if `migrate`.
+/// Connects to the database at `url` with at most `connections` (at least 2), bringing its tables up to date if `migrate`.
 ///
 /// Without `migrate` the tables must already be those of this program: `model-registry migrate` makes them so.
 pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<PostgresStore> {
     let options: PgConnectOptions = url.as_str().parse().map_err(quotes_the_password)?;
     let host = options.get_host().to_owned();
-    let pool = PgPoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(options)
-        .await
-        .with_context(|| format!("DATABASE_URL: cannot connect to PostgreSQL at {host}"))?;
+    let options = options.options(GIVE_UP);
+    // Apart, so that writes that wait for each other leave connections to reads.
+    let writers = connections.div_ceil(2);
+    let pool = |size: u32| PgPoolOptions::new().max_connections(size.max(1)).acquire_timeout(ACQUIRE_TIMEOUT);
+    let context = || format!("DATABASE_URL: cannot connect to PostgreSQL at {host}");
+    let writer = pool(writers).connect_with(options.clone()).await.with_context(context)?;
+    let reader = pool(connections - writers).connect_lazy_with(options);
     let migrator = sqlx::migrate!("migrations/postgres");
     if migrate {
-        migrator.run(&pool).await.context("DATABASE_URL: cannot bring the tables up to date")?;
+        migrator.run(&writer).await.context("DATABASE_URL: cannot bring the tables up to date")?;
     } else {
         let newest = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
         let (applied,): (i64,) = sqlx::query_as("SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations WHERE success")
-            .fetch_one(&pool)
+            .fetch_one(&writer)
             .await
             .unwrap_or_default();
         ensure!(applied >= newest, "DATABASE_URL: the tables are not up to date; run `model-registry migrate` first");
     }
-    Ok(PostgresStore::new(pool.clone(), pool))
+    Ok(PostgresStore::new(writer, reader))
 }

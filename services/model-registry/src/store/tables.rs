@@ -161,15 +161,12 @@ impl Store for Tables {
         if find_model(&mut write.tx, &draft.name).await?.is_some() {
             return Err(Error::ModelExists(draft.name.clone()));
         }
-        query(
-            "INSERT INTO models (name, description, next_version, create_time, update_time, revision)
-             VALUES ($1, $2, 1, $3, $3, 0)",
-        )
-        .bind(draft.name.as_str())
-        .bind(&draft.description)
-        .bind(call.now.0)
-        .execute(&mut *write.tx)
-        .await?;
+        query("INSERT INTO models (name, description, create_time, update_time, revision) VALUES ($1, $2, $3, $3, 0)")
+            .bind(draft.name.as_str())
+            .bind(&draft.description)
+            .bind(call.now.0)
+            .execute(&mut *write.tx)
+            .await?;
         insert_tags(&mut write.tx, &draft.name, 0, &draft.tags).await?;
         write.record(event(EventKind::ModelCreated, &draft.name)).await?;
         let model = model(&mut write.tx, &draft.name).await?;
@@ -216,13 +213,14 @@ impl Store for Tables {
             Begun::Before(answer) => return Ok(answer),
             Begun::Now(write) => write,
         };
-        let number: Option<i64> = query_scalar(
-            "UPDATE models SET next_version = next_version + 1 WHERE name = $1 RETURNING next_version - 1",
+        model(&mut write.tx, &draft.model).await?;
+        let number: i64 = query_scalar(
+            "INSERT INTO numbers (model, next_version) VALUES ($1, 2)
+             ON CONFLICT (model) DO UPDATE SET next_version = numbers.next_version + 1 RETURNING next_version - 1",
         )
         .bind(draft.model.as_str())
-        .fetch_optional(&mut *write.tx)
+        .fetch_one(&mut *write.tx)
         .await?;
-        let number = number.ok_or_else(|| Error::NotFound(Entity::Model(draft.model.clone())))?;
         let id = VersionId { model: draft.model.clone(), number };
         query(
             "INSERT INTO versions (model, version, description, task, signature, parameters, create_time, update_time, revision)

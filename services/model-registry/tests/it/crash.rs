@@ -77,6 +77,42 @@ async fn killed_during_an_upload_it_keeps_what_was_whole_and_nothing_of_the_rest
     assert!(child.terminate(PATIENCE).await.success());
 }
 
+mod live {
+    use std::time::Instant;
+
+    use sqlx::{Connection, Executor, PgConnection};
+    use tonic::Code;
+
+    use crate::world::{World, reason, version_of};
+
+    /// What a replica leaves that died in the middle of a write: the lock that all writes take.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_lock_nobody_gives_back_stops_writes_with_an_answer_and_no_reads() {
+        let world = World::production().await;
+        world.model("m").await;
+        let mut dead = PgConnection::connect(world.database()).await.unwrap();
+        dead.execute("BEGIN").await.unwrap();
+        dead.execute("UPDATE log SET sequence = sequence WHERE id = 1").await.unwrap();
+
+        let began = Instant::now();
+        let writes = (0..20).map(|_| async { world.client.clone().create_version(version_of("m")).await });
+        let reads = async {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            world.client.clone().get_model(verdict_api::registry::GetModelRequest { name: "m".into() }).await
+        };
+        let (writes, read) = tokio::join!(futures::future::join_all(writes), reads);
+        assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
+        read.unwrap();
+        for refused in writes {
+            assert_eq!(refused.as_ref().unwrap_err().code(), Code::Unavailable);
+            assert_eq!(reason(refused), "DATABASE_UNAVAILABLE");
+        }
+        dead.execute("ROLLBACK").await.unwrap();
+        assert_eq!(world.version("m").await.version, 1);
+        world.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_among_many_writes_it_keeps_every_acknowledged_one() {
     let (data, listen) = (tempfile::tempdir().unwrap(), local());

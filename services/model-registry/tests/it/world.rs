@@ -99,6 +99,14 @@ impl World {
         Self { client: Client::new(channel.clone()), channel, blobs, running: Running::Child(child) }
     }
 
+    /// The URL of the PostgreSQL database.
+    pub(crate) fn database(&self) -> &str {
+        match &self.blobs {
+            Blobs::Bucket { database, .. } => database,
+            Blobs::Directory(_) => panic!("it keeps its metadata in SQLite"),
+        }
+    }
+
     /// Ends the service as a signal would.
     pub(crate) async fn stop(self) {
         drop((self.client, self.channel));
