@@ -20,6 +20,9 @@ pub struct Config {
     /// Address of the admin server: /metrics, /livez, /readyz.
     #[arg(long, env = "MODEL_REGISTRY_ADMIN_LISTEN", default_value = "127.0.0.1:9101")]
     pub admin_listen: SocketAddr,
+    /// Address of MLflow's REST API, for the `mlflow` client; none serves none.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_LISTEN", default_value = "127.0.0.1:5000", value_parser = listen_or_none)]
+    pub mlflow_listen: MlflowListen,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -75,6 +78,7 @@ impl Config {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 50051).into(),
             admin_listen: (Ipv4Addr::LOCALHOST, 9101).into(),
+            mlflow_listen: None,
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,
@@ -93,6 +97,16 @@ impl Config {
         let default = || ArtifactLocation::Directory(self.database.data_dir.join("artifacts"));
         self.artifacts.artifact_store.clone().unwrap_or_else(default)
     }
+}
+
+/// Where MLflow's REST API is served, if it is.
+pub type MlflowListen = Option<SocketAddr>;
+
+fn listen_or_none(text: &str) -> Result<MlflowListen, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| "must be an address like 127.0.0.1:5000, or none".to_owned())
 }
 
 fn heartbeat(text: &str) -> Result<Duration, String> {

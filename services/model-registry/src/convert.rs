@@ -6,8 +6,8 @@ use verdict_api::{events, registry as api};
 use crate::error::{Error, Result};
 use crate::feed::Watched;
 use crate::model::{
-    AliasMove, Artifact, Event, EventKind, Feature, FeatureType, Micros, Model, ModelDraft, Signature, TagChange, Task,
-    Version, VersionDraft,
+    AliasMove, Artifact, Event, EventKind, Feature, FeatureType, Micros, Model, ModelDraft, Origin, Signature,
+    TagChange, Task, Version, VersionDraft,
 };
 use crate::names::{AliasName, ArtifactPath, ModelName, Sha256Hex, VersionId, version_number};
 use crate::store::Call;
@@ -71,6 +71,7 @@ pub(crate) fn version_draft(request: api::CreateVersionRequest) -> Result<(Call,
         signature: signature.map(self::signature).transpose()?,
         parameters: parameters.into_iter().collect(),
         tags: tags.into_iter().collect(),
+        origin: None,
     };
     draft.check()?;
     Ok((call(request_id)?, draft))
@@ -87,6 +88,7 @@ pub(crate) fn task(task: api::Task) -> Result<Task> {
         api::Task::TextReranking => Ok(Task::TextReranking),
         api::Task::TextGeneration => Ok(Task::TextGeneration),
         api::Task::TabularClassification => Ok(Task::TabularClassification),
+        api::Task::Custom => Ok(Task::Custom),
     }
 }
 
@@ -97,6 +99,7 @@ impl From<Task> for api::Task {
             Task::TextReranking => Self::TextReranking,
             Task::TextGeneration => Self::TextGeneration,
             Task::TabularClassification => Self::TabularClassification,
+            Task::Custom => Self::Custom,
         }
     }
 }
@@ -228,6 +231,8 @@ impl From<Version> for api::Version {
             artifacts,
             digest,
             aliases,
+            origin: Origin { source, run, run_link: _, logged_model: _ },
+            stage: _,
             create_time,
             update_time,
             revision,
@@ -248,6 +253,8 @@ impl From<Version> for api::Version {
             create_time: Some(timestamp(create_time)),
             update_time: Some(timestamp(update_time)),
             etag: revision.to_string(),
+            source,
+            run_id: run,
         }
     }
 }

@@ -19,9 +19,27 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub enum Entity {
     Model(ModelName),
     Version(VersionId),
-    Alias { model: ModelName, alias: AliasName },
-    Artifact { version: VersionId, path: ArtifactPath },
-    Tag { of: String, key: String },
+    Alias {
+        model: ModelName,
+        alias: AliasName,
+    },
+    Artifact {
+        version: VersionId,
+        path: ArtifactPath,
+    },
+    Tag {
+        of: String,
+        key: String,
+    },
+    Experiment(String),
+    ExperimentNamed(String),
+    Run(String),
+    LoggedModel(String),
+    /// A tag of something that MLflow tracks.
+    TagOf {
+        of: String,
+        key: String,
+    },
 }
 
 impl Entity {
@@ -31,7 +49,10 @@ impl Entity {
             Self::Version(_) => "version",
             Self::Alias { .. } => "alias",
             Self::Artifact { .. } => "artifact",
-            Self::Tag { .. } => "tag",
+            Self::Tag { .. } | Self::TagOf { .. } => "tag",
+            Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
+            Self::Run(_) => "run",
+            Self::LoggedModel(_) => "logged model",
         }
     }
 
@@ -41,7 +62,10 @@ impl Entity {
             Self::Version(id) => id.to_string(),
             Self::Alias { model, alias } => format!("{model}@{alias}"),
             Self::Artifact { version, path } => format!("{version}:{path}"),
-            Self::Tag { of, key } => format!("{of}#{key}"),
+            Self::Tag { of, key } | Self::TagOf { of, key } => format!("{of}#{key}"),
+            Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
+                name.clone()
+            }
         }
     }
 
@@ -51,7 +75,10 @@ impl Entity {
             Self::Version(_) => "VERSION_NOT_FOUND",
             Self::Alias { .. } => "ALIAS_NOT_FOUND",
             Self::Artifact { .. } => "ARTIFACT_NOT_FOUND",
-            Self::Tag { .. } => "TAG_NOT_FOUND",
+            Self::Tag { .. } | Self::TagOf { .. } => "TAG_NOT_FOUND",
+            Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
+            Self::Run(_) => "RUN_NOT_FOUND",
+            Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",
         }
     }
 }
@@ -69,6 +96,14 @@ pub enum Error {
     NotFound(Entity),
     #[error("model `{0}` already exists")]
     ModelExists(ModelName),
+    #[error("Experiment(name={0}) already exists")]
+    ExperimentExists(String),
+    /// What MLflow's clients are refused with INVALID_PARAMETER_VALUE, in the words they know.
+    #[error("{0}")]
+    Rejected(String),
+    /// What the state of something forbids, in the words MLflow's clients know.
+    #[error("{0}")]
+    InvalidState(String),
     #[error("request id `{0}` was used before for a different call; take a new one")]
     RequestIdReused(String),
     #[error("`{field}` {problem}")]
@@ -135,6 +170,9 @@ impl From<Error> for Status {
                 status::not_found(entity.not_found(), entity.resource_type(), &entity.name(), message)
             }
             Error::ModelExists(name) => status::already_exists("MODEL_EXISTS", "model", name.as_str(), message),
+            Error::ExperimentExists(name) => status::already_exists("EXPERIMENT_EXISTS", "experiment", &name, message),
+            Error::Rejected(_) => status::invalid("INVALID_PARAMETER_VALUE", Vec::new()),
+            Error::InvalidState(_) => status::failed_precondition("INVALID_STATE", message),
             Error::RequestIdReused(id) => status::already_exists("REQUEST_ID_REUSED", "request", &id, message),
             Error::Invalid { reason, field, problem } => {
                 status::invalid(reason, vec![status::Field { field, problem }])

@@ -2,10 +2,11 @@
 //!
 //! - `grpc` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
+//! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
-use std::sync::Arc;
-
+use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
@@ -17,11 +18,14 @@ pub mod error;
 mod feed;
 mod grpc;
 pub mod metrics;
+mod mlflow;
 pub mod model;
 pub mod names;
 mod probe;
 pub mod publish;
+pub mod search;
 pub mod store;
+pub mod tracking;
 
 pub use config::Config;
 
@@ -37,13 +41,30 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let store = store::open(&database, config.database.database_connections, !config.no_migrate).await?;
     let artifacts = artifacts::open(&config).await?;
     let feed = feed::Feed::start(store.clone(), config.watch_heartbeat, stop.clone()).await?;
+    let mlflow = match config.mlflow_listen {
+        None => None,
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("MODEL_REGISTRY_MLFLOW_LISTEN: cannot listen on {address}"))?,
+        ),
+    };
     tracing::info!(%database, artifacts = %config.artifact_location(), "opened the database and the artifact store");
 
     let health = Health::new(&[SERVICE]);
     health.set(SERVICE, true, "the database answers");
-    let probe = tokio::spawn(probe::run(Arc::clone(&store), health.clone(), stop.clone()));
-    let routes = grpc::routes(grpc::Registry { store, artifacts, feed }, config.server.max_message_bytes);
-    let served = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop).await;
+    let probe = tokio::spawn(probe::run(store.clone(), health.clone(), stop.clone()));
+    let rest = async {
+        let Some(listener) = mlflow else { return Ok(()) };
+        let spool = config.database.data_dir.join("spool");
+        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone(), spool };
+        mlflow::serve(listener, mlflow, stop.clone()).await
+    };
+    let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
+    let routes = grpc::routes(registry, config.server.max_message_bytes);
+    let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
+    let served = tokio::try_join!(grpc, rest);
     probe.abort();
-    served
+    served?;
+    Ok(())
 }

@@ -68,6 +68,8 @@ pub struct Version {
     pub digest: Option<String>,
     /// Aliases that point here, sorted.
     pub aliases: Vec<String>,
+    pub origin: Origin,
+    pub stage: Stage,
     pub create_time: Micros,
     pub update_time: Micros,
     /// Sequence of the newest event about it.
@@ -135,6 +137,28 @@ impl Artifact {
     }
 }
 
+/// Where a version comes from, as MLflow's clients say it; empty where they did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Origin {
+    /// URI of the files: `mlflow-artifacts:/…`, `models:/…`, `runs:/…` or a place outside of this registry.
+    pub source: String,
+    /// The run that made it.
+    pub run: String,
+    pub run_link: String,
+    pub logged_model: String,
+}
+
+/// The stage that MLflow's older clients move a version through; aliases took its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    #[default]
+    None,
+    Staging,
+    Production,
+    Archived,
+}
+
 /// What a model does, hence which engine runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
@@ -147,6 +171,8 @@ pub enum Task {
     TextGeneration,
     /// Named features to a probability
     TabularClassification,
+    /// Anything that MLflow's clients load and predict does not
+    Custom,
 }
 
 /// What a tabular model takes, in column order.
@@ -238,6 +264,8 @@ pub struct VersionDraft {
     pub signature: Option<Signature>,
     pub parameters: BTreeMap<String, String>,
     pub tags: BTreeMap<String, String>,
+    /// Given, the version is READY at once, with the files that are at its source now.
+    pub origin: Option<Origin>,
 }
 
 impl VersionDraft {

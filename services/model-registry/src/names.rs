@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Longest model or alias name, in bytes (all of them ASCII).
+/// Longest model or alias name, in bytes.
 const MAX_NAME: usize = 255;
 /// Longest artifact path, in bytes.
 const MAX_PATH: usize = 512;
@@ -34,7 +34,7 @@ macro_rules! name {
 }
 
 name! {
-    /// Name of a registered model: 1 to 255 of letters, digits, '.', '_' and '-', starting with a letter or digit.
+    /// Name of a registered model, as MLflow has it: 1 to 255 bytes without '/', ':', '@' and control characters.
     ModelName
 }
 
@@ -73,14 +73,15 @@ fn is_name_byte(byte: u8) -> bool {
 impl ModelName {
     /// Checks the name a caller gave in `field`.
     pub fn parse(field: &str, text: &str) -> Result<Self> {
-        let starts_well = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-        if starts_well && text.len() <= MAX_NAME && text.bytes().all(is_name_byte) {
+        let is_fine = |c: char| !c.is_control() && !matches!(c, '/' | ':' | '@');
+        let is_plain = text.trim() == text && text != "." && text != "..";
+        if !text.is_empty() && is_plain && text.len() <= MAX_NAME && text.chars().all(is_fine) {
             return Ok(Self(text.to_owned()));
         }
         Err(Error::invalid(
             "INVALID_NAME",
             field,
-            "must be 1 to 255 letters, digits, '.', '_' or '-', starting with a letter or digit",
+            "must be 1 to 255 bytes without '/', ':', '@' and control characters, neither beginning nor ending in a space",
         ))
     }
 }

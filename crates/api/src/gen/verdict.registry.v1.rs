@@ -68,6 +68,12 @@ pub struct Version {
     /// Changes with every change of the version.
     #[prost(string, tag = "14")]
     pub etag: ::prost::alloc::string::String,
+    /// Where an MLflow client said its files are; empty for a version that was uploaded here.
+    #[prost(string, tag = "15")]
+    pub source: ::prost::alloc::string::String,
+    /// The MLflow run that made it; empty for none.
+    #[prost(string, tag = "16")]
+    pub run_id: ::prost::alloc::string::String,
 }
 /// What a tabular model takes, in column order.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -106,7 +112,7 @@ pub struct Artifact {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateModelRequest {
-    /// 1 to 255 characters of letters, digits, '.', '\_' and '-', starting with a letter or digit.
+    /// 1 to 255 bytes without '/', ':', '@' and control characters, neither beginning nor ending in a space.
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -446,6 +452,8 @@ pub enum Task {
     TextGeneration = 3,
     /// Tree ensemble over named features to one probability: model.json (XGBoost).
     TabularClassification = 4,
+    /// Anything else, as MLflow's flavors are: kept and loaded by its clients, not served by predict.
+    Custom = 5,
 }
 impl Task {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -459,6 +467,7 @@ impl Task {
             Self::TextReranking => "TASK_TEXT_RERANKING",
             Self::TextGeneration => "TASK_TEXT_GENERATION",
             Self::TabularClassification => "TASK_TABULAR_CLASSIFICATION",
+            Self::Custom => "TASK_CUSTOM",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -469,6 +478,7 @@ impl Task {
             "TASK_TEXT_RERANKING" => Some(Self::TextReranking),
             "TASK_TEXT_GENERATION" => Some(Self::TextGeneration),
             "TASK_TABULAR_CLASSIFICATION" => Some(Self::TabularClassification),
+            "TASK_CUSTOM" => Some(Self::Custom),
             _ => None,
         }
     }

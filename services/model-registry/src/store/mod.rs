@@ -14,6 +14,7 @@ use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
+use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
 
 pub mod postgres;
 mod rows;
@@ -66,13 +67,22 @@ pub trait Store: Send + Sync {
     async fn last_sequence(&self) -> Result<i64>;
 }
 
+/// All that a database keeps.
+pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files {}
+
+impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
+
 /// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
-pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Store>> {
+pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Everything>> {
     Ok(match url {
         DatabaseUrl::Sqlite(path) => Arc::new(sqlite::open(path).await?),
         DatabaseUrl::Postgres(url) => Arc::new(postgres::open(url, connections, migrate).await?),
     })
 }
+
+/// Most ids in one list of a query, and most rows in one insert of six columns: both stay below what SQLite binds.
+const IDS_AT_ONCE: usize = 1000;
+const ROWS_AT_ONCE: usize = 1000;
 
 /// Tells one call's content from another's: a hash over the method and its arguments, maps sorted.
 fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {

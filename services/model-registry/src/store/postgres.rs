@@ -10,6 +10,28 @@ use url::Url;
 #[path = "tables.rs"]
 mod tables;
 
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "experiments.rs"]
+mod experiments;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "files.rs"]
+mod files;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "logged_models.rs"]
+mod logged_models;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "registered.rs"]
+mod registered;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "runs.rs"]
+mod runs;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "searching.rs"]
+mod searching;
+
+use super::{IDS_AT_ONCE, ROWS_AT_ONCE};
+use crate::tracking::Millis;
+
 /// The registry in PostgreSQL.
 pub type PostgresStore = tables::Tables;
 
@@ -18,6 +40,9 @@ type Db = sqlx::Postgres;
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Each statement sees what was committed before it; the lock on `log` makes that everything.
 const BEGIN_WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// Two that add an experiment at once would take the same number.
+const LOCK_EXPERIMENTS: &str = "LOCK TABLE experiments IN SHARE ROW EXCLUSIVE MODE";
 
 /// Every write waits for the one before it. A replica that died in the middle of its own must not hold up the others until
 /// TCP gives it up.
@@ -55,5 +80,7 @@ pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<
             .unwrap_or_default();
         ensure!(applied >= newest, "DATABASE_URL: the tables are not up to date; run `model-registry migrate` first");
     }
-    Ok(PostgresStore::new(writer, reader))
+    let store = PostgresStore::new(writer, reader);
+    store.add_default_experiment(Millis::now()).await.context("DATABASE_URL: cannot write to the tables")?;
+    Ok(store)
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::Result;
-use crate::model::{Artifact, Event, Micros, Model, Version};
+use crate::model::{Artifact, Event, Micros, Model, Origin, Version};
 use crate::names::{ArtifactPath, ModelName, Sha256Hex, VersionId};
 
 #[derive(sqlx::FromRow)]
@@ -37,12 +37,18 @@ impl ModelRow {
 
 #[derive(sqlx::FromRow)]
 pub(super) struct VersionRow {
-    pub(super) version: i64,
+    model: String,
+    version: i64,
     description: String,
     task: String,
     signature: Option<String>,
     parameters: String,
     digest: Option<String>,
+    source: String,
+    run: String,
+    run_link: String,
+    logged_model: String,
+    stage: String,
     create_time: i64,
     update_time: i64,
     revision: i64,
@@ -57,12 +63,31 @@ pub(super) struct VersionParts {
 }
 
 impl VersionRow {
-    pub(super) fn into_version(self, model: &ModelName, parts: VersionParts) -> Result<Version> {
-        let Self { version, description, task, signature, parameters, digest, create_time, update_time, revision } =
-            self;
+    pub(super) fn id(&self) -> (String, i64) {
+        (self.model.clone(), self.version)
+    }
+
+    pub(super) fn into_version(self, parts: VersionParts) -> Result<Version> {
+        let Self {
+            model,
+            version,
+            description,
+            task,
+            signature,
+            parameters,
+            digest,
+            source,
+            run,
+            run_link,
+            logged_model,
+            stage,
+            create_time,
+            update_time,
+            revision,
+        } = self;
         let VersionParts { tags, artifacts, aliases } = parts;
         Ok(Version {
-            id: VersionId { model: model.clone(), number: version },
+            id: VersionId { model: ModelName::stored(model), number: version },
             description,
             task: from_word(task)?,
             signature: signature.as_deref().map(from_json).transpose()?,
@@ -71,6 +96,8 @@ impl VersionRow {
             artifacts,
             digest,
             aliases,
+            origin: Origin { source, run, run_link, logged_model },
+            stage: from_word(stage)?,
             create_time: Micros(create_time),
             update_time: Micros(update_time),
             revision,
@@ -80,16 +107,19 @@ impl VersionRow {
 
 #[derive(sqlx::FromRow)]
 pub(super) struct ArtifactRow {
-    pub(super) version: i64,
+    model: String,
+    version: i64,
     path: String,
     size: i64,
     sha256: String,
 }
 
 impl ArtifactRow {
-    pub(super) fn into_artifact(self) -> Artifact {
-        let Self { version: _, path, size, sha256 } = self;
-        Artifact { path: ArtifactPath::stored(path), size: size.unsigned_abs(), sha256: Sha256Hex::stored(sha256) }
+    /// The version it belongs to, and the file.
+    pub(super) fn into_artifact(self) -> ((String, i64), Artifact) {
+        let Self { model, version, path, size, sha256 } = self;
+        let (path, sha256) = (ArtifactPath::stored(path), Sha256Hex::stored(sha256));
+        ((model, version), Artifact { path, size: size.unsigned_abs(), sha256 })
     }
 }
 

@@ -10,6 +10,28 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 #[path = "tables.rs"]
 mod tables;
 
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "experiments.rs"]
+mod experiments;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "files.rs"]
+mod files;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "logged_models.rs"]
+mod logged_models;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "registered.rs"]
+mod registered;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "runs.rs"]
+mod runs;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+#[path = "searching.rs"]
+mod searching;
+
+use super::{IDS_AT_ONCE, ROWS_AT_ONCE};
+use crate::tracking::Millis;
+
 /// The registry in SQLite.
 pub type SqliteStore = tables::Tables;
 
@@ -17,6 +39,9 @@ type Db = sqlx::Sqlite;
 const BEGIN_READ: &str = "BEGIN DEFERRED";
 /// Takes the write lock at once, so that a transaction never fails halfway for want of it.
 const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
+
+/// There is only one writer.
+const LOCK_EXPERIMENTS: &str = "SELECT 1";
 
 /// How long a write waits for another process (a backup, a second registry) to finish its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -34,10 +59,13 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
+        .pragma("case_sensitive_like", "ON")
         .busy_timeout(BUSY_TIMEOUT);
     let writer =
         SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(context)?;
     sqlx::migrate!("migrations/sqlite").run(&writer).await.with_context(context)?;
     let reader = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await.with_context(context)?;
-    Ok(SqliteStore::new(writer, reader))
+    let store = SqliteStore::new(writer, reader);
+    store.add_default_experiment(Millis::now()).await.with_context(context)?;
+    Ok(store)
 }

@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::{Pool, Transaction, query, query_as, query_scalar};
+use sqlx::{Pool, QueryBuilder, Transaction, query, query_as, query_scalar};
 
 use super::super::rows::{ArtifactRow, EventRow, ModelRow, VersionParts, VersionRow, from_json, to_json, to_word};
 use super::super::{Call, REMEMBER_REQUESTS_MICROS, Store, fingerprint};
-use super::{BEGIN_READ, BEGIN_WRITE, Db};
+use super::{BEGIN_READ, BEGIN_WRITE, Db, IDS_AT_ONCE};
 use crate::error::{Entity, Error, Result};
 use crate::model::{
     self, AliasMove, Artifact, Event, EventKind, Micros, Model, ModelDraft, TagChange, Version, VersionDraft,
 };
 use crate::names::{ModelName, Reference, VersionId};
 
-type Connection = <Db as sqlx::Database>::Connection;
+pub(super) type Connection = <Db as sqlx::Database>::Connection;
 
 /// The registry in the tables of `migrations/`.
 pub struct Tables {
@@ -25,8 +25,8 @@ pub struct Tables {
 }
 
 /// A write under way, alone: nothing has happened until `commit` returns.
-struct Write {
-    tx: Transaction<'static, Db>,
+pub(super) struct Write {
+    pub(super) tx: Transaction<'static, Db>,
     now: Micros,
     /// Under which id the answer is remembered, and the fingerprint of the call.
     request: Option<(String, String)>,
@@ -43,13 +43,22 @@ impl Tables {
         Self { writer, reader }
     }
 
-    async fn read(&self) -> Result<Transaction<'static, Db>> {
+    pub(super) async fn read(&self) -> Result<Transaction<'static, Db>> {
         Ok(self.reader.begin_with(BEGIN_READ).await?)
     }
 
+    pub(super) fn reader(&self) -> &Pool<Db> {
+        &self.reader
+    }
+
+    /// Begins a write of what the log does not tell of: others may be under way.
+    pub(super) async fn begin_write(&self) -> Result<Transaction<'static, Db>> {
+        Ok(self.writer.begin_with(BEGIN_WRITE).await?)
+    }
+
     /// Begins a write and waits until no other is under way.
-    async fn write(&self, now: Micros) -> Result<Write> {
-        let mut tx = self.writer.begin_with(BEGIN_WRITE).await?;
+    pub(super) async fn write(&self, now: Micros) -> Result<Write> {
+        let mut tx = self.begin_write().await?;
         query("UPDATE log SET sequence = sequence WHERE id = 1").execute(&mut *tx).await?;
         Ok(Write { tx, now, request: None })
     }
@@ -81,7 +90,7 @@ impl Tables {
 
 impl Write {
     /// Writes down what happened, and marks the model and the versions it happened to as changed.
-    async fn record(&mut self, event: Event) -> Result<()> {
+    pub(super) async fn record(&mut self, event: Event) -> Result<()> {
         let Event { sequence: _, time: _, kind, model, version, alias, previous_version, digest } = event;
         let sequence: i64 = query_scalar("UPDATE log SET sequence = sequence + 1 WHERE id = 1 RETURNING sequence")
             .fetch_one(&mut *self.tx)
@@ -100,12 +109,17 @@ impl Write {
         .bind(digest)
         .execute(&mut *self.tx)
         .await?;
-        query("UPDATE models SET revision = $1, update_time = $2 WHERE name = $3")
-            .bind(sequence)
-            .bind(self.now.0)
-            .bind(model.as_str())
-            .execute(&mut *self.tx)
-            .await?;
+        // What is said of one version does not make its model newer, to MLflow's clients.
+        let touches = kind != EventKind::VersionUpdated;
+        query(
+            "UPDATE models SET revision = $1, update_time = CASE WHEN $4 THEN $2 ELSE update_time END WHERE name = $3",
+        )
+        .bind(sequence)
+        .bind(self.now.0)
+        .bind(model.as_str())
+        .bind(touches)
+        .execute(&mut *self.tx)
+        .await?;
         query("UPDATE versions SET revision = $1, update_time = $2 WHERE model = $3 AND version IN ($4, $5)")
             .bind(sequence)
             .bind(self.now.0)
@@ -117,8 +131,20 @@ impl Write {
         Ok(())
     }
 
+    /// Gives a version its digest.
+    async fn finalize(&mut self, of: &VersionId) -> Result<()> {
+        let digest = model::digest(&version(&mut self.tx, of).await?.artifacts);
+        query("UPDATE versions SET digest = $1 WHERE model = $2 AND version = $3")
+            .bind(&digest)
+            .bind(of.model.as_str())
+            .bind(of.number)
+            .execute(&mut *self.tx)
+            .await?;
+        self.record(Event { version: of.number, digest, ..event(EventKind::VersionFinalized, &of.model) }).await
+    }
+
     /// Makes it all happen, and remembers the answer where the call has an id.
-    async fn commit<T: Serialize>(mut self, answer: T) -> Result<T> {
+    pub(super) async fn commit<T: Serialize>(mut self, answer: T) -> Result<T> {
         if let Some((id, fingerprint)) = self.request.take() {
             query("DELETE FROM requests WHERE time < $1")
                 .bind(self.now.0 - REMEMBER_REQUESTS_MICROS)
@@ -138,7 +164,7 @@ impl Write {
 }
 
 /// An event about a model, to be filled in further.
-fn event(kind: EventKind, model: &ModelName) -> Event {
+pub(super) fn event(kind: EventKind, model: &ModelName) -> Event {
     Event {
         sequence: 0,
         time: Micros(0),
@@ -222,9 +248,11 @@ impl Store for Tables {
         .fetch_one(&mut *write.tx)
         .await?;
         let id = VersionId { model: draft.model.clone(), number };
+        let origin = draft.origin.clone().unwrap_or_default();
         query(
-            "INSERT INTO versions (model, version, description, task, signature, parameters, create_time, update_time, revision)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 0)",
+            "INSERT INTO versions (model, version, description, task, signature, parameters, create_time, update_time, revision,
+                                   source, run, run_link, logged_model)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 0, $8, $9, $10, $11)",
         )
         .bind(id.model.as_str())
         .bind(number)
@@ -233,10 +261,18 @@ impl Store for Tables {
         .bind(draft.signature.as_ref().map(to_json).transpose()?)
         .bind(to_json(&draft.parameters)?)
         .bind(call.now.0)
+        .bind(&origin.source)
+        .bind(&origin.run)
+        .bind(&origin.run_link)
+        .bind(&origin.logged_model)
         .execute(&mut *write.tx)
         .await?;
         insert_tags(&mut write.tx, &id.model, number, &draft.tags).await?;
         write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }).await?;
+        if draft.origin.is_some() {
+            super::files::take(&mut write.tx, &id, &origin.source).await?;
+            write.finalize(&id).await?;
+        }
         let version = version(&mut write.tx, &id).await?;
         write.commit(version).await
     }
@@ -270,15 +306,7 @@ impl Store for Tables {
             let message = format!("version `{of}` has no files; upload some before finalizing it");
             return Err(Error::Precondition { reason: "VERSION_EMPTY", message });
         }
-        let digest = model::digest(&pending.artifacts);
-        query("UPDATE versions SET digest = $1 WHERE model = $2 AND version = $3")
-            .bind(&digest)
-            .bind(of.model.as_str())
-            .bind(of.number)
-            .execute(&mut *write.tx)
-            .await?;
-        let finalized = Event { version: of.number, digest, ..event(EventKind::VersionFinalized, &of.model) };
-        write.record(finalized).await?;
+        write.finalize(of).await?;
         let version = version(&mut write.tx, of).await?;
         write.commit(version).await
     }
@@ -299,7 +327,15 @@ impl Store for Tables {
     async fn versions(&self, of: &ModelName, below: Option<i64>, limit: u32) -> Result<Vec<Version>> {
         let mut tx = self.read().await?;
         model(&mut tx, of).await?;
-        versions_between(&mut tx, of, 1, below.map_or(i64::MAX, |below| below - 1), limit).await
+        let ids: Vec<(String, i64)> = query_as(
+            "SELECT model, version FROM versions WHERE model = $1 AND version < $2 ORDER BY version DESC LIMIT $3",
+        )
+        .bind(of.as_str())
+        .bind(below.unwrap_or(i64::MAX))
+        .bind(i64::from(limit))
+        .fetch_all(&mut *tx)
+        .await?;
+        versions_of(&mut tx, &ids).await
     }
 
     async fn delete_version(&self, call: &Call, of: &VersionId) -> Result<()> {
@@ -441,11 +477,11 @@ impl Store for Tables {
     }
 }
 
-async fn model(tx: &mut Connection, name: &ModelName) -> Result<Model> {
+pub(super) async fn model(tx: &mut Connection, name: &ModelName) -> Result<Model> {
     find_model(tx, name).await?.ok_or_else(|| Error::NotFound(Entity::Model(name.clone())))
 }
 
-async fn find_model(tx: &mut Connection, name: &ModelName) -> Result<Option<Model>> {
+pub(super) async fn find_model(tx: &mut Connection, name: &ModelName) -> Result<Option<Model>> {
     let row = query_as(
         "SELECT name, description, create_time, update_time, revision,
                 COALESCE((SELECT MAX(version) FROM versions WHERE model = name), 0) AS latest_version
@@ -457,28 +493,21 @@ async fn find_model(tx: &mut Connection, name: &ModelName) -> Result<Option<Mode
     Ok(with_parts_of_models(tx, row).await?.pop())
 }
 
-/// Adds tags and aliases to rows that are neighbours in the order of their names.
-async fn with_parts_of_models(tx: &mut Connection, rows: Vec<ModelRow>) -> Result<Vec<Model>> {
-    let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Vec::new()) };
+/// Adds tags and aliases to rows.
+pub(super) async fn with_parts_of_models(tx: &mut Connection, rows: Vec<ModelRow>) -> Result<Vec<Model>> {
     let mut aliases: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
-    let found: Vec<(String, String, i64)> =
-        query_as("SELECT model, alias, version FROM aliases WHERE model BETWEEN $1 AND $2")
-            .bind(&first.name)
-            .bind(&last.name)
-            .fetch_all(&mut *tx)
-            .await?;
-    for (model, alias, version) in found {
-        aliases.entry(model).or_default().insert(alias, version);
-    }
     let mut tags: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    let found: Vec<(String, String, String)> =
-        query_as("SELECT model, key, value FROM tags WHERE model BETWEEN $1 AND $2 AND version = 0")
-            .bind(&first.name)
-            .bind(&last.name)
-            .fetch_all(&mut *tx)
-            .await?;
-    for (model, key, value) in found {
-        tags.entry(model).or_default().insert(key, value);
+    for some in rows.chunks(IDS_AT_ONCE) {
+        let mut query = of_models("SELECT model, alias, version FROM aliases WHERE ", some);
+        let found: Vec<(String, String, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        for (model, alias, version) in found {
+            aliases.entry(model).or_default().insert(alias, version);
+        }
+        let mut query = of_models("SELECT model, key, value FROM tags WHERE version = 0 AND ", some);
+        let found: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        for (model, key, value) in found {
+            tags.entry(model).or_default().insert(key, value);
+        }
     }
     let with_parts = |row: ModelRow| {
         let (tags, aliases) = (tags.remove(&row.name), aliases.remove(&row.name));
@@ -487,72 +516,72 @@ async fn with_parts_of_models(tx: &mut Connection, rows: Vec<ModelRow>) -> Resul
     Ok(rows.into_iter().map(with_parts).collect())
 }
 
-async fn version(tx: &mut Connection, id: &VersionId) -> Result<Version> {
-    if let Some(version) = versions_between(tx, &id.model, id.number, id.number, 1).await?.pop() {
+fn of_models(select: &'static str, rows: &[ModelRow]) -> QueryBuilder<Db> {
+    let mut query = QueryBuilder::<Db>::new(select);
+    let mut names = query.push("model IN (").separated(", ");
+    for row in rows {
+        names.push_bind(row.name.clone());
+    }
+    query.push(")");
+    query
+}
+
+pub(super) async fn version(tx: &mut Connection, id: &VersionId) -> Result<Version> {
+    let wanted = [(id.model.as_str().to_owned(), id.number)];
+    if let Some(version) = versions_of(tx, &wanted).await?.pop() {
         return Ok(version);
     }
     model(tx, &id.model).await?;
     Err(Error::NotFound(Entity::Version(id.clone())))
 }
 
-/// The versions numbered `from` to `to`, newest first, at most `limit`.
-async fn versions_between(
-    tx: &mut Connection,
-    model: &ModelName,
-    from: i64,
-    to: i64,
-    limit: u32,
-) -> Result<Vec<Version>> {
-    let rows: Vec<VersionRow> = query_as(
-        "SELECT version, description, task, signature, parameters, digest, create_time, update_time, revision
-         FROM versions WHERE model = $1 AND version BETWEEN $2 AND $3 ORDER BY version DESC LIMIT $4",
-    )
-    .bind(model.as_str())
-    .bind(from)
-    .bind(to)
-    .bind(i64::from(limit))
-    .fetch_all(&mut *tx)
-    .await?;
-    let (Some(newest), Some(oldest)) = (rows.first(), rows.last()) else { return Ok(Vec::new()) };
-    let (newest, oldest) = (newest.version, oldest.version);
-    let mut parts: BTreeMap<i64, VersionParts> = BTreeMap::new();
-    let artifacts: Vec<ArtifactRow> = query_as(
-        "SELECT version, path, size, sha256 FROM artifacts
-         WHERE model = $1 AND version BETWEEN $2 AND $3 ORDER BY version, path",
-    )
-    .bind(model.as_str())
-    .bind(oldest)
-    .bind(newest)
-    .fetch_all(&mut *tx)
-    .await?;
-    for artifact in artifacts {
-        parts.entry(artifact.version).or_default().artifacts.push(artifact.into_artifact());
+/// The versions with these models and numbers, in this order, in four queries for a thousand; what is gone is left out.
+pub(super) async fn versions_of(tx: &mut Connection, ids: &[(String, i64)]) -> Result<Vec<Version>> {
+    let mut found: BTreeMap<(String, i64), Version> = BTreeMap::new();
+    for some in ids.chunks(IDS_AT_ONCE) {
+        let mut parts: BTreeMap<(String, i64), VersionParts> = BTreeMap::new();
+        let mut query = of_versions("SELECT model, version, path, size, sha256 FROM artifacts", some);
+        query.push(" ORDER BY path");
+        for artifact in query.build_query_as::<ArtifactRow>().fetch_all(&mut *tx).await? {
+            let (id, artifact) = artifact.into_artifact();
+            parts.entry(id).or_default().artifacts.push(artifact);
+        }
+        let mut query = of_versions("SELECT model, version, key, value FROM tags", some);
+        let tags: Vec<(String, i64, String, String)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        for (model, version, key, value) in tags {
+            parts.entry((model, version)).or_default().tags.insert(key, value);
+        }
+        let mut query = of_versions("SELECT model, version, alias FROM aliases", some);
+        query.push(" ORDER BY alias");
+        let aliases: Vec<(String, i64, String)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        for (model, version, alias) in aliases {
+            parts.entry((model, version)).or_default().aliases.push(alias);
+        }
+        let mut query = of_versions(
+            "SELECT model, version, description, task, signature, parameters, digest, source, run, run_link, logged_model,
+                    stage, create_time, update_time, revision
+             FROM versions",
+            some,
+        );
+        for row in query.build_query_as::<VersionRow>().fetch_all(&mut *tx).await? {
+            let id = row.id();
+            let parts = parts.remove(&id).unwrap_or_default();
+            found.insert(id, row.into_version(parts)?);
+        }
     }
-    let tags: Vec<(i64, String, String)> =
-        query_as("SELECT version, key, value FROM tags WHERE model = $1 AND version BETWEEN $2 AND $3")
-            .bind(model.as_str())
-            .bind(oldest)
-            .bind(newest)
-            .fetch_all(&mut *tx)
-            .await?;
-    for (version, key, value) in tags {
-        parts.entry(version).or_default().tags.insert(key, value);
+    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
+}
+
+fn of_versions(select: &'static str, ids: &[(String, i64)]) -> QueryBuilder<Db> {
+    let mut query = QueryBuilder::<Db>::new(select);
+    query.push(" WHERE (model, version) IN (VALUES ");
+    let mut list = query.separated(", ");
+    for (model, version) in ids {
+        list.push("(").push_bind_unseparated(model.clone());
+        list.push_unseparated(", ").push_bind_unseparated(*version).push_unseparated(")");
     }
-    let aliases: Vec<(i64, String)> =
-        query_as("SELECT version, alias FROM aliases WHERE model = $1 AND version BETWEEN $2 AND $3 ORDER BY alias")
-            .bind(model.as_str())
-            .bind(oldest)
-            .bind(newest)
-            .fetch_all(&mut *tx)
-            .await?;
-    for (version, alias) in aliases {
-        parts.entry(version).or_default().aliases.push(alias);
-    }
-    let with_parts = |row: VersionRow| {
-        let parts = parts.remove(&row.version).unwrap_or_default();
-        row.into_version(model, parts)
-    };
-    rows.into_iter().map(with_parts).collect()
+    query.push(")");
+    query
 }
 
 async fn alias_target(tx: &mut Connection, model: &ModelName, alias: &str) -> Result<Option<i64>> {

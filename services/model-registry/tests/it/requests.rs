@@ -26,7 +26,7 @@ fn invalid(reason: &str, field: &str) -> (Code, String, Vec<String>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn names_are_checked() {
     let world = World::embedded().await;
-    for name in ["", "../../etc", "a/b", "a b", "-a", "é", "a\0", &"x".repeat(256), "a@b"] {
+    for name in ["", "../../etc", "a/b", " a", "..", "a:b", "a\0", &"x".repeat(256), "a@b"] {
         let create = CreateModelRequest { name: name.to_owned(), ..Default::default() };
         assert_eq!(told(world.client.clone().create_model(create).await), invalid("INVALID_NAME", "name"), "{name:?}");
     }

@@ -1,0 +1,139 @@
+//! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
+//!
+//! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
+//! - One module per area: `experiments`, `runs`, `logged_models`, `registered`, `artifacts`.
+//!
+//! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
+//! served answers 501, so that nobody takes it for an empty store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use verdict_chassis::metrics::CALL_DURATION;
+
+use crate::artifacts::ArtifactStore;
+use crate::feed::Feed;
+use crate::store::Everything;
+
+mod answer;
+mod artifacts;
+mod experiments;
+mod logged_models;
+mod refusal;
+mod registered;
+mod request;
+mod runs;
+
+use refusal::Refusal;
+
+type Answer = Result<Response, Refusal>;
+
+/// Largest JSON body, in bytes: a batch of 1000 metrics takes a tenth of it.
+const MAX_JSON_BYTES: usize = 16 << 20;
+/// How long calls in flight may go on after a stop.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The version of MLflow whose behaviour this is.
+const VERSION: &str = "3.6.0";
+
+/// What the calls work on.
+#[derive(Clone)]
+pub(crate) struct Mlflow {
+    pub(crate) store: Arc<dyn Everything>,
+    pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    pub(crate) feed: Arc<Feed>,
+    /// Where files are while they come in.
+    pub(crate) spool: PathBuf,
+}
+
+/// Serves the API on `listener` until `stop`, then lets calls in flight end for a while.
+pub(crate) async fn serve(listener: TcpListener, mlflow: Mlflow, stop: CancellationToken) -> anyhow::Result<()> {
+    tokio::fs::create_dir_all(&mlflow.spool)
+        .await
+        .with_context(|| format!("cannot make {}", mlflow.spool.display()))?;
+    let address = listener.local_addr()?;
+    tracing::info!(listen = %address, "serving MLflow's API on {address}");
+    let served = axum::serve(listener, router(mlflow)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        served = served.into_future() => Ok(served?),
+        () = overdue => Ok(()),
+    }
+}
+
+fn router(mlflow: Mlflow) -> Router {
+    let areas = || {
+        Router::new()
+            .merge(experiments::routes())
+            .merge(runs::routes())
+            .merge(logged_models::routes())
+            .merge(registered::routes())
+            .merge(artifacts::routes())
+            .route("/mlflow/server-info", get(server_info))
+            .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
+    };
+    let mut router = Router::new()
+        .route("/health", get(async || "OK"))
+        .route("/version", get(async || VERSION))
+        .merge(artifacts::plain_routes());
+    for root in ["/api", "/ajax-api"] {
+        for version in ["2.0", "2.11", "3.0"] {
+            router = router.nest(&format!("{root}/{version}"), areas());
+        }
+    }
+    router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow)
+}
+
+async fn server_info(State(_): State<Mlflow>) -> Json<serde_json::Value> {
+    Json(json!({
+        "store_type": "SqlStore",
+        "workspaces_enabled": false,
+        "trace_archival_enabled": false,
+        "multipart_uploads_enabled": false,
+        "multipart_downloads_enabled": false,
+        "presigned_upload_run_id_supported": false,
+        "presigned_upload_model_id_supported": false,
+        "features_enabled": {"gateway": false},
+    }))
+}
+
+/// A path of MLflow's API that this registry has no part of, or none of MLflow's at all.
+async fn not_served(method: Method, uri: Uri) -> Response {
+    let path = uri.path();
+    let is_mlflow_s = ["/api/", "/ajax-api/", "/graphql", "/v1/traces", "/gateway"].iter().any(|p| path.starts_with(p));
+    if is_mlflow_s {
+        let message =
+            format!("{method} {path} is not served here: this registry keeps experiments, runs, models and files");
+        return Refusal::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message).into_response();
+    }
+    Refusal::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", format!("{method} {path} is not a path of MLflow's API"))
+        .into_response()
+}
+
+/// Measures a call, and forbids browsers to guess what an answer is.
+async fn measured(request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str);
+    let method = format!("{} {path}", request.method());
+    let began = Instant::now();
+    let mut response = next.run(request).await;
+    let code = response.status().as_u16().to_string();
+    let labels = [("service", "mlflow".to_owned()), ("method", method), ("code", code)];
+    metrics::histogram!(CALL_DURATION, &labels).record(began.elapsed().as_secs_f64());
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(HeaderName::from_static("x-frame-options"), HeaderValue::from_static("SAMEORIGIN"));
+    response
+}

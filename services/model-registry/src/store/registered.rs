@@ -1,0 +1,180 @@
+//! What MLflow's clients do to registered models beyond [`Store`](crate::store::Store), compiled once for each database.
+
+use async_trait::async_trait;
+use sqlx::{QueryBuilder, query, query_scalar};
+
+use super::super::rows::{ModelRow, to_word};
+use super::searching::{Place, push_conditions, push_orders, push_page};
+use super::tables::{self, Tables, event};
+use super::{Db, IDS_AT_ONCE};
+use crate::error::{Error, Result};
+use crate::model::{Event, EventKind, Micros, Model, Stage, Version};
+use crate::names::{ModelName, VersionId};
+use crate::search::Attribute;
+use crate::tracking::{Page, Registered, Search};
+
+const MODELS: Place = Place {
+    column: |attribute| match attribute {
+        Attribute::Name => Some("models.name"),
+        Attribute::CreationTimestamp => Some("models.create_time"),
+        Attribute::LastUpdatedTimestamp => Some("models.update_time"),
+        _ => None,
+    },
+    tags: "tags p WHERE p.model = models.name AND p.version = 0",
+    params: "",
+    metrics: "",
+    datasets: "",
+    per_millisecond: 1000,
+};
+
+const VERSIONS: Place = Place {
+    column: |attribute| match attribute {
+        Attribute::Name => Some("versions.model"),
+        Attribute::VersionNumber => Some("versions.version"),
+        Attribute::RunId => Some("versions.run"),
+        Attribute::SourcePath => Some("versions.source"),
+        Attribute::CreationTimestamp => Some("versions.create_time"),
+        Attribute::LastUpdatedTimestamp => Some("versions.update_time"),
+        _ => None,
+    },
+    tags: "tags p WHERE p.model = versions.model AND p.version = versions.version",
+    params: "",
+    metrics: "",
+    datasets: "",
+    per_millisecond: 1000,
+};
+
+#[async_trait]
+impl Registered for Tables {
+    async fn search_models(&self, search: &Search) -> Result<Page<Model>> {
+        let Search { conditions, orders, offset, limit, .. } = search;
+        let mut tx = self.read().await?;
+        let mut query = QueryBuilder::<Db>::new(
+            "SELECT name, description, create_time, update_time, revision,
+                    COALESCE((SELECT MAX(version) FROM versions WHERE model = name), 0) AS latest_version
+             FROM models WHERE 1 = 1",
+        );
+        push_conditions(&mut query, &MODELS, conditions);
+        push_orders(&mut query, &MODELS, orders, "name ASC");
+        push_page(&mut query, *offset, *limit);
+        let rows: Vec<ModelRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let page = Page::cut(rows, *offset, *limit);
+        Ok(Page { items: tables::with_parts_of_models(&mut tx, page.items).await?, next: page.next })
+    }
+
+    async fn search_versions(&self, search: &Search) -> Result<Page<Version>> {
+        let Search { conditions, orders, offset, limit, .. } = search;
+        let mut tx = self.read().await?;
+        let mut query = QueryBuilder::<Db>::new("SELECT model, version FROM versions WHERE 1 = 1");
+        push_conditions(&mut query, &VERSIONS, conditions);
+        let last =
+            if orders.is_empty() { "update_time DESC, model ASC, version DESC" } else { "model ASC, version DESC" };
+        push_orders(&mut query, &VERSIONS, orders, last);
+        push_page(&mut query, *offset, *limit);
+        let ids: Vec<(String, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let page = Page::cut(ids, *offset, *limit);
+        Ok(Page { items: tables::versions_of(&mut tx, &page.items).await?, next: page.next })
+    }
+
+    async fn latest_versions(&self, of: &[ModelName]) -> Result<Vec<Version>> {
+        let mut tx = self.read().await?;
+        let mut ids: Vec<(String, i64)> = Vec::new();
+        for some in of.chunks(IDS_AT_ONCE) {
+            let mut query = QueryBuilder::<Db>::new("SELECT model, MAX(version) FROM versions WHERE model IN (");
+            let mut names = query.separated(", ");
+            for name in some {
+                names.push_bind(name.as_str().to_owned());
+            }
+            query.push(") GROUP BY model, stage ORDER BY model, stage");
+            ids.extend(query.build_query_as::<(String, i64)>().fetch_all(&mut *tx).await?);
+        }
+        tables::versions_of(&mut tx, &ids).await
+    }
+
+    async fn describe(&self, now: Micros, model: &ModelName, version: Option<i64>, description: &str) -> Result<()> {
+        let mut write = self.write(now).await?;
+        let kind = match version {
+            None => {
+                tables::model(&mut write.tx, model).await?;
+                let sql = "UPDATE models SET description = $1 WHERE name = $2";
+                query(sql).bind(description).bind(model.as_str()).execute(&mut *write.tx).await?;
+                EventKind::ModelUpdated
+            }
+            Some(number) => {
+                tables::version(&mut write.tx, &VersionId { model: model.clone(), number }).await?;
+                let sql = "UPDATE versions SET description = $1 WHERE model = $2 AND version = $3";
+                query(sql).bind(description).bind(model.as_str()).bind(number).execute(&mut *write.tx).await?;
+                EventKind::VersionUpdated
+            }
+        };
+        write.record(Event { version: version.unwrap_or(0), ..event(kind, model) }).await?;
+        write.commit(()).await
+    }
+
+    async fn rename_model(&self, now: Micros, from: &ModelName, to: &ModelName) -> Result<Model> {
+        let mut write = self.write(now).await?;
+        tables::model(&mut write.tx, from).await?;
+        if tables::find_model(&mut write.tx, to).await?.is_some() {
+            return Err(Error::ModelExists(to.clone()));
+        }
+        // Rows are named by their model, so they are written anew under the other name; what refers to them follows.
+        for sql in [
+            "INSERT INTO models (name, description, create_time, update_time, revision)
+             SELECT $2, description, create_time, update_time, revision FROM models WHERE name = $1",
+            "INSERT INTO versions (model, version, description, task, signature, parameters, digest, create_time, update_time,
+                                   revision, source, run, run_link, logged_model, stage)
+             SELECT $2, version, description, task, signature, parameters, digest, create_time, update_time, revision, source,
+                    run, run_link, logged_model, stage
+             FROM versions WHERE model = $1",
+            "UPDATE artifacts SET model = $2 WHERE model = $1",
+            "UPDATE aliases SET model = $2 WHERE model = $1",
+            "UPDATE tags SET model = $2 WHERE model = $1",
+            "DELETE FROM models WHERE name = $1 AND name <> $2",
+            "INSERT INTO numbers (model, next_version) SELECT $2, next_version FROM numbers WHERE model = $1
+             ON CONFLICT (model) DO UPDATE SET next_version =
+                 CASE WHEN excluded.next_version > numbers.next_version THEN excluded.next_version
+                      ELSE numbers.next_version END",
+        ] {
+            query(sql).bind(from.as_str()).bind(to.as_str()).execute(&mut *write.tx).await?;
+        }
+        write.record(event(EventKind::ModelDeleted, from)).await?;
+        write.record(event(EventKind::ModelCreated, to)).await?;
+        let renamed = tables::model(&mut write.tx, to).await?;
+        write.commit(renamed).await
+    }
+
+    async fn move_to_stage(&self, now: Micros, of: &VersionId, stage: Stage, archive_others: bool) -> Result<Version> {
+        let mut write = self.write(now).await?;
+        tables::version(&mut write.tx, of).await?;
+        if archive_others {
+            let others: Vec<i64> =
+                query_scalar("SELECT version FROM versions WHERE model = $1 AND version <> $2 AND stage = $3")
+                    .bind(of.model.as_str())
+                    .bind(of.number)
+                    .bind(to_word(&stage)?)
+                    .fetch_all(&mut *write.tx)
+                    .await?;
+            for other in others {
+                set_stage(&mut write.tx, &VersionId { model: of.model.clone(), number: other }, Stage::Archived)
+                    .await?;
+                write.record(Event { version: other, ..event(EventKind::VersionUpdated, &of.model) }).await?;
+            }
+        }
+        set_stage(&mut write.tx, of, stage).await?;
+        write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }).await?;
+        let sql = "UPDATE models SET update_time = $1 WHERE name = $2";
+        query(sql).bind(now.0).bind(of.model.as_str()).execute(&mut *write.tx).await?;
+        let version = tables::version(&mut write.tx, of).await?;
+        write.commit(version).await
+    }
+}
+
+async fn set_stage(tx: &mut tables::Connection, of: &VersionId, stage: Stage) -> Result<()> {
+    query("UPDATE versions SET stage = $1 WHERE model = $2 AND version = $3")
+        .bind(to_word(&stage)?)
+        .bind(of.model.as_str())
+        .bind(of.number)
+        .execute(&mut *tx)
+        .await?;
+    Ok(())
+}

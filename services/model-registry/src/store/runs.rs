@@ -1,0 +1,482 @@
+//! Runs in the tables of `migrations/`, compiled once for each database.
+
+use std::collections::{BTreeMap, HashMap};
+
+use async_trait::async_trait;
+use sqlx::{QueryBuilder, query};
+
+use super::super::rows::{from_json, from_word, to_json, to_word};
+use super::experiments::{self, push_view};
+use super::searching::{Place, push_conditions, push_orders, push_page};
+use super::tables::{Connection, Tables};
+use super::{Db, IDS_AT_ONCE, ROWS_AT_ONCE};
+use crate::error::{Entity, Error, Result};
+use crate::search::Attribute;
+use crate::tracking::{
+    Batch, DatasetInput, Metric, Millis, ModelOutput, Page, Run, RunChange, RunDraft, Runs, Search, Uses,
+};
+
+/// The tag that is a run's name.
+const RUN_NAME: &str = "mlflow.runName";
+
+const COLUMNS: &str =
+    "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
+
+const PLACE: Place = Place {
+    column: |attribute| match attribute {
+        Attribute::RunId => Some("runs.id"),
+        Attribute::RunName => Some("runs.name"),
+        Attribute::UserId => Some("runs.user_id"),
+        Attribute::Status => Some("runs.status"),
+        Attribute::StartTime => Some("runs.start_time"),
+        Attribute::EndTime => Some("runs.end_time"),
+        Attribute::ArtifactUri => Some("runs.artifact_uri"),
+        _ => None,
+    },
+    tags: "run_tags p WHERE p.run = runs.id",
+    params: "params p WHERE p.run = runs.id",
+    metrics: "latest_metrics p WHERE p.run = runs.id",
+    datasets: "run_datasets p WHERE p.run = runs.id",
+    per_millisecond: 1,
+};
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: String,
+    experiment: i64,
+    name: String,
+    user_id: String,
+    status: String,
+    start_time: i64,
+    end_time: Option<i64>,
+    artifact_uri: String,
+    deleted: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct MetricRow {
+    run: String,
+    key: String,
+    timestamp: i64,
+    step: i64,
+    value: f64,
+    nan: i64,
+}
+
+impl MetricRow {
+    fn into_metric(self) -> Metric {
+        let Self { run: _, key, timestamp, step, value, nan } = self;
+        let value = if nan != 0 { f64::NAN } else { value };
+        Metric { key, value, timestamp: Millis(timestamp), step, model: None, dataset: None }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct DatasetRow {
+    run: String,
+    name: String,
+    digest: String,
+    source_type: String,
+    source: String,
+    schema: Option<String>,
+    profile: Option<String>,
+    tags: String,
+}
+
+/// A metric's value as both databases keep it: finite, and a mark for NaN.
+pub(super) fn kept(value: f64) -> (f64, i64) {
+    if value.is_nan() { (0.0, 1) } else { (value.clamp(f64::MIN, f64::MAX), 0) }
+}
+
+#[async_trait]
+impl Runs for Tables {
+    async fn create_run(&self, draft: &RunDraft) -> Result<Run> {
+        let RunDraft { id, experiment, name, user_id, start_time, tags } = draft;
+        let mut tx = self.begin_write().await?;
+        let parent = experiments::find(&mut tx, *experiment).await?;
+        experiments::must_be_active(&parent)?;
+        query(
+            "INSERT INTO runs (id, experiment, name, user_id, status, start_time, artifact_uri)
+             VALUES ($1, $2, $3, $4, 'RUNNING', $5, $6)",
+        )
+        .bind(id)
+        .bind(experiment)
+        .bind(name)
+        .bind(user_id)
+        .bind(start_time.0)
+        .bind(format!("{}/{id}/artifacts", parent.artifact_location.trim_end_matches('/')))
+        .execute(&mut *tx)
+        .await?;
+        let mut tags: Vec<_> = tags.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        tags.retain(|(key, _)| key != RUN_NAME);
+        tags.push((RUN_NAME.to_owned(), name.clone()));
+        set_tags(&mut tx, id, &tags).await?;
+        let run = find(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(run)
+    }
+
+    async fn run(&self, id: &str) -> Result<Run> {
+        find(&mut *self.read().await?, id).await
+    }
+
+    async fn runs(&self, search: &Search) -> Result<Page<Run>> {
+        let Search { conditions, orders, view, experiments, offset, limit } = search;
+        if experiments.is_empty() {
+            return Ok(Page { items: Vec::new(), next: None });
+        }
+        let mut tx = self.read().await?;
+        let mut query = QueryBuilder::<Db>::new(COLUMNS);
+        let mut ids = query.push(" WHERE experiment IN (").separated(", ");
+        for id in experiments {
+            ids.push_bind(*id);
+        }
+        query.push(")");
+        push_view(&mut query, *view);
+        push_conditions(&mut query, &PLACE, conditions);
+        push_orders(&mut query, &PLACE, orders, "start_time DESC, id");
+        push_page(&mut query, *offset, *limit);
+        let rows: Vec<Row> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let page = Page::cut(rows, *offset, *limit);
+        Ok(Page { items: with_parts(&mut tx, page.items).await?, next: page.next })
+    }
+
+    async fn change_run(&self, id: &str, change: &RunChange) -> Result<Run> {
+        let mut tx = self.begin_write().await?;
+        let before = lock(&mut tx, id).await?;
+        match change {
+            RunChange::Update { status, end_time, name } => {
+                must_be_active(&before)?;
+                if let Some(status) = status {
+                    let sql = "UPDATE runs SET status = $1 WHERE id = $2";
+                    query(sql).bind(to_word(status)?).bind(id).execute(&mut *tx).await?;
+                }
+                if let Some(end_time) = end_time {
+                    let sql = "UPDATE runs SET end_time = $1 WHERE id = $2";
+                    query(sql).bind(end_time.0).bind(id).execute(&mut *tx).await?;
+                }
+                if let Some(name) = name.as_ref().filter(|name| !name.is_empty()) {
+                    set_tags(&mut tx, id, &[(RUN_NAME.to_owned(), name.clone())]).await?;
+                }
+            }
+            RunChange::Delete | RunChange::Restore => {
+                let deletes = matches!(change, RunChange::Delete);
+                if before.is_deleted == deletes {
+                    return Err(Error::Rejected(must_be(id, if deletes { "active" } else { "deleted" })));
+                }
+                let sql = "UPDATE runs SET deleted = $1 WHERE id = $2";
+                query(sql).bind(i64::from(deletes)).bind(id).execute(&mut *tx).await?;
+            }
+            RunChange::DeleteTag(key) => {
+                must_be_active(&before)?;
+                let sql = "DELETE FROM run_tags WHERE run = $1 AND key = $2";
+                let removed = query(sql).bind(id).bind(key).execute(&mut *tx).await?;
+                if removed.rows_affected() == 0 {
+                    let of = format!("run with id {id}");
+                    return Err(Error::NotFound(Entity::TagOf { of, key: key.clone() }));
+                }
+            }
+        }
+        let run = find(&mut tx, id).await?;
+        tx.commit().await?;
+        Ok(run)
+    }
+
+    async fn log(&self, run: &str, batch: &Batch) -> Result<()> {
+        let Batch { metrics, params, tags } = batch;
+        let mut tx = self.begin_write().await?;
+        must_be_active(&lock(&mut tx, run).await?)?;
+        add_params(&mut tx, run, params).await?;
+        add_metrics(&mut tx, run, metrics).await?;
+        super::logged_models::add_metrics(&mut tx, run, metrics).await?;
+        set_tags(&mut tx, run, tags).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn log_uses(&self, run: &str, uses: &Uses) -> Result<()> {
+        let Uses { datasets, model_inputs, model_outputs } = uses;
+        let mut tx = self.begin_write().await?;
+        let of = lock(&mut tx, run).await?;
+        must_be_active(&of)?;
+        for dataset in datasets {
+            add_dataset(&mut tx, &of, dataset).await?;
+        }
+        let inputs = model_inputs.iter().map(|model| ("input", model, 0));
+        let outputs = model_outputs.iter().map(|ModelOutput { model, step }| ("output", model, *step));
+        for (direction, model, step) in inputs.chain(outputs) {
+            query(
+                "INSERT INTO run_models (run, direction, model, step) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (run, direction, model) DO NOTHING",
+            )
+            .bind(run)
+            .bind(direction)
+            .bind(model)
+            .bind(step)
+            .execute(&mut *tx)
+            .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    async fn history(&self, run: &str, key: &str, offset: u64, limit: u32) -> Result<Page<Metric>> {
+        let mut query =
+            QueryBuilder::<Db>::new("SELECT run, key, timestamp, step, value, nan FROM metrics WHERE run = ");
+        query.push_bind(run.to_owned()).push(" AND key = ").push_bind(key.to_owned());
+        query.push(" ORDER BY timestamp, step, value");
+        push_page(&mut query, offset, limit);
+        let rows: Vec<MetricRow> = query.build_query_as().fetch_all(self.reader()).await?;
+        Ok(Page::cut(rows.into_iter().map(MetricRow::into_metric).collect(), offset, limit))
+    }
+}
+
+/// What a run is, without what it logged; its row is locked where rows can be.
+async fn lock(tx: &mut Connection, id: &str) -> Result<Run> {
+    query("UPDATE runs SET deleted = deleted WHERE id = $1").bind(id).execute(&mut *tx).await?;
+    let mut query = QueryBuilder::<Db>::new(COLUMNS);
+    query.push(" WHERE id = ").push_bind(id.to_owned());
+    let row: Option<Row> = query.build_query_as().fetch_optional(&mut *tx).await?;
+    row.ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))?.into_run()
+}
+
+async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
+    let mut query = QueryBuilder::<Db>::new(COLUMNS);
+    query.push(" WHERE id = ").push_bind(id.to_owned());
+    let rows = query.build_query_as().fetch_all(&mut *tx).await?;
+    with_parts(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
+}
+
+fn must_be(id: &str, state: &str) -> String {
+    format!("The run {id} must be in the '{state}' state.")
+}
+
+fn must_be_active(run: &Run) -> Result<()> {
+    if !run.is_deleted {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!("{} Current state is deleted.", must_be(&run.id, "active"))))
+}
+
+async fn add_params(tx: &mut Connection, run: &str, params: &[(String, String)]) -> Result<()> {
+    if params.is_empty() {
+        return Ok(());
+    }
+    let mut insert = QueryBuilder::<Db>::new("INSERT INTO params (run, key, value) ");
+    insert.push_values(params, |mut row, (key, value)| {
+        row.push_bind(run.to_owned()).push_bind(key.clone()).push_bind(value.clone());
+    });
+    insert.push(" ON CONFLICT (run, key) DO NOTHING");
+    insert.build().execute(&mut *tx).await?;
+
+    let mut select = QueryBuilder::<Db>::new("SELECT key, value FROM params WHERE run = ");
+    let mut keys = select.push_bind(run.to_owned()).push(" AND key IN (").separated(", ");
+    for (key, _) in params {
+        keys.push_bind(key.clone());
+    }
+    select.push(")");
+    let there: HashMap<String, String> =
+        select.build_query_as::<(String, String)>().fetch_all(&mut *tx).await?.into_iter().collect();
+    let changed: Vec<_> = params.iter().filter(|(key, value)| there.get(key) != Some(value)).collect();
+    let Some((first, wanted)) = changed.first() else { return Ok(()) };
+    let old = there.get(first).map_or("", String::as_str);
+    if let [_] = params {
+        return Err(Error::Rejected(format!(
+            "Changing param values is not allowed. Param with key='{first}' was already logged with value='{old}' for run \
+             ID='{run}'. Attempted logging new value '{wanted}'."
+        )));
+    }
+    let told: Vec<String> = changed
+        .iter()
+        .map(|(key, value)| {
+            let old = there.get(key).map_or("", String::as_str);
+            format!("{{'key': '{key}', 'old_value': '{old}', 'new_value': '{value}'}}")
+        })
+        .collect();
+    Err(Error::Rejected(format!(
+        "Changing param values is not allowed. Params were already logged='[{}]' for run ID='{run}'.",
+        told.join(", ")
+    )))
+}
+
+async fn add_metrics(tx: &mut Connection, run: &str, metrics: &[Metric]) -> Result<()> {
+    for some in metrics.chunks(ROWS_AT_ONCE) {
+        let mut insert = QueryBuilder::<Db>::new("INSERT INTO metrics (run, key, timestamp, step, value, nan) ");
+        insert.push_values(some, |mut row, metric| {
+            let (value, nan) = kept(metric.value);
+            row.push_bind(run.to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
+            row.push_bind(metric.step).push_bind(value).push_bind(nan);
+        });
+        insert.push(" ON CONFLICT DO NOTHING");
+        insert.build().execute(&mut *tx).await?;
+    }
+    let mut latest: BTreeMap<&str, &Metric> = BTreeMap::new();
+    for metric in metrics {
+        let is_later = latest.get(metric.key.as_str()).is_none_or(|before| rank(metric) > rank(before));
+        if is_later {
+            latest.insert(&metric.key, metric);
+        }
+    }
+    let latest: Vec<&Metric> = latest.into_values().collect();
+    for some in latest.chunks(ROWS_AT_ONCE) {
+        let mut insert = QueryBuilder::<Db>::new("INSERT INTO latest_metrics (run, key, timestamp, step, value, nan) ");
+        insert.push_values(some, |mut row, metric| {
+            let (value, nan) = kept(metric.value);
+            row.push_bind(run.to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
+            row.push_bind(metric.step).push_bind(value).push_bind(nan);
+        });
+        insert.push(
+            " ON CONFLICT (run, key) DO UPDATE
+                SET timestamp = excluded.timestamp, step = excluded.step, value = excluded.value, nan = excluded.nan
+              WHERE (excluded.step, excluded.timestamp, excluded.value)
+                  > (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)",
+        );
+        insert.build().execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+/// The later of two values of a metric has the higher rank.
+fn rank(metric: &Metric) -> (i64, i64, OrderedValue) {
+    (metric.step, metric.timestamp.0, OrderedValue(kept(metric.value).0))
+}
+
+/// A finite number, so that any two compare.
+#[derive(PartialEq)]
+struct OrderedValue(f64);
+
+impl PartialOrd for OrderedValue {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.0.total_cmp(&other.0))
+    }
+}
+
+async fn set_tags(tx: &mut Connection, run: &str, tags: &[(String, String)]) -> Result<()> {
+    // Of several values for a key the last counts; one statement may not set a key twice.
+    let tags: BTreeMap<&String, &String> = tags.iter().map(|(key, value)| (key, value)).collect();
+    if tags.is_empty() {
+        return Ok(());
+    }
+    let mut insert = QueryBuilder::<Db>::new("INSERT INTO run_tags (run, key, value) ");
+    insert.push_values(&tags, |mut row, (key, value)| {
+        row.push_bind(run.to_owned()).push_bind((*key).clone()).push_bind((*value).clone());
+    });
+    insert.push(" ON CONFLICT (run, key) DO UPDATE SET value = excluded.value");
+    insert.build().execute(&mut *tx).await?;
+    if let Some(name) = tags.get(&RUN_NAME.to_owned()) {
+        query("UPDATE runs SET name = $1 WHERE id = $2").bind(*name).bind(run).execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+async fn add_dataset(tx: &mut Connection, of: &Run, dataset: &DatasetInput) -> Result<()> {
+    let DatasetInput { name, digest, source_type, source, schema, profile, tags } = dataset;
+    query(
+        "INSERT INTO datasets (experiment, name, digest, source_type, source, schema, profile)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (experiment, name, digest) DO NOTHING",
+    )
+    .bind(of.experiment)
+    .bind(name)
+    .bind(digest)
+    .bind(source_type)
+    .bind(source)
+    .bind(schema)
+    .bind(profile)
+    .execute(&mut *tx)
+    .await?;
+    query(
+        "INSERT INTO run_datasets (run, experiment, name, digest, context, tags) VALUES ($1, $2, $3, $4, $5, $6)
+         ON CONFLICT (run, name, digest) DO UPDATE SET tags = excluded.tags, context = excluded.context",
+    )
+    .bind(&of.id)
+    .bind(of.experiment)
+    .bind(name)
+    .bind(digest)
+    .bind(tags.get("mlflow.data.context"))
+    .bind(to_json(tags)?)
+    .execute(&mut *tx)
+    .await?;
+    Ok(())
+}
+
+impl Row {
+    fn into_run(self) -> Result<Run> {
+        let Self { id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted } = self;
+        Ok(Run {
+            id,
+            experiment,
+            name,
+            user_id,
+            status: from_word(status)?,
+            start_time: Millis(start_time),
+            end_time: end_time.map(Millis),
+            artifact_uri,
+            is_deleted: deleted != 0,
+            params: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            metrics: Vec::new(),
+            datasets: Vec::new(),
+            model_inputs: Vec::new(),
+            model_outputs: Vec::new(),
+        })
+    }
+}
+
+/// Adds what runs logged, in a handful of queries however many they are.
+async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<Run>> {
+    let mut runs = rows.into_iter().map(Row::into_run).collect::<Result<Vec<_>>>()?;
+    for some in runs.chunks_mut(IDS_AT_ONCE) {
+        let ids: Vec<String> = some.iter().map(|run| run.id.clone()).collect();
+        let mut by_id: HashMap<String, &mut Run> = some.iter_mut().map(|run| (run.id.clone(), run)).collect();
+        for (run, key, value) in of_runs("SELECT run, key, value FROM params", &ids)
+            .build_query_as::<(String, String, String)>()
+            .fetch_all(&mut *tx)
+            .await?
+        {
+            by_id.get_mut(&run).map(|run| run.params.insert(key, value));
+        }
+        for (run, key, value) in of_runs("SELECT run, key, value FROM run_tags", &ids)
+            .build_query_as::<(String, String, String)>()
+            .fetch_all(&mut *tx)
+            .await?
+        {
+            by_id.get_mut(&run).map(|run| run.tags.insert(key, value));
+        }
+        let mut metrics = of_runs("SELECT run, key, timestamp, step, value, nan FROM latest_metrics", &ids);
+        metrics.push(" ORDER BY key");
+        for row in metrics.build_query_as::<MetricRow>().fetch_all(&mut *tx).await? {
+            if let Some(run) = by_id.get_mut(&row.run) {
+                run.metrics.push(row.into_metric());
+            }
+        }
+        let datasets = of_runs(
+            "SELECT run, name, digest, source_type, source, schema, profile, tags
+             FROM run_datasets JOIN datasets USING (experiment, name, digest)",
+            &ids,
+        );
+        for row in { datasets }.build_query_as::<DatasetRow>().fetch_all(&mut *tx).await? {
+            let DatasetRow { run, name, digest, source_type, source, schema, profile, tags } = row;
+            let tags = from_json(&tags)?;
+            let input = DatasetInput { name, digest, source_type, source, schema, profile, tags };
+            by_id.get_mut(&run).map(|run| run.datasets.push(input));
+        }
+        let models = of_runs("SELECT run, direction, model, step FROM run_models", &ids);
+        let found: Vec<(String, String, String, i64)> = { models }.build_query_as().fetch_all(&mut *tx).await?;
+        for (run, direction, model, step) in found {
+            match (by_id.get_mut(&run), direction.as_str()) {
+                (Some(run), "input") => run.model_inputs.push(model),
+                (Some(run), _) => run.model_outputs.push(ModelOutput { model, step }),
+                (None, _) => {}
+            }
+        }
+    }
+    Ok(runs)
+}
+
+fn of_runs(select: &'static str, ids: &[String]) -> QueryBuilder<Db> {
+    let mut query = QueryBuilder::<Db>::new(select);
+    let mut list = query.push(" WHERE run IN (").separated(", ");
+    for id in ids {
+        list.push_bind(id.clone());
+    }
+    query.push(")");
+    query
+}

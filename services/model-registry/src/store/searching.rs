@@ -1,0 +1,165 @@
+//! Searches as SQL. What callers write is bound, never part of the statement.
+
+use sqlx::QueryBuilder;
+
+use super::Db;
+use crate::search::{Attribute, Condition, DatasetField, Field, Op, Order, Value};
+
+/// Escapes nothing: patterns know `%` and `_` only, and names hold no control characters.
+const NO_ESCAPE: &str = "\u{1}";
+
+/// The tag of prompts, which are kept as registered models.
+const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
+
+/// What is searched, in tables.
+pub(super) struct Place {
+    pub(super) column: fn(Attribute) -> Option<&'static str>,
+    /// Tables of keys and values, each with the columns that name their owner.
+    pub(super) tags: &'static str,
+    pub(super) params: &'static str,
+    pub(super) metrics: &'static str,
+    pub(super) datasets: &'static str,
+    /// How many of the columns' units make a millisecond.
+    pub(super) per_millisecond: i64,
+}
+
+/// Adds ` AND …` for each condition.
+pub(super) fn push_conditions(query: &mut QueryBuilder<Db>, place: &Place, conditions: &[Condition]) {
+    for Condition { field, op, value } in conditions {
+        query.push(" AND ");
+        match field {
+            Field::Attribute(attribute) => {
+                let value = scaled(*attribute, value, place.per_millisecond);
+                match (place.column)(*attribute) {
+                    Some(column) => push_comparison(query, column, *op, &value),
+                    None => push_never(query),
+                }
+            }
+            Field::Tag(key) => push_pair(query, place.tags, key, *op, value),
+            Field::Param(key) => push_pair(query, place.params, key, *op, value),
+            Field::Metric(key) => push_pair(query, place.metrics, key, *op, value),
+            Field::Dataset(field) => {
+                let column = match field {
+                    DatasetField::Name => "p.name",
+                    DatasetField::Digest => "p.digest",
+                    DatasetField::Context => "p.context",
+                };
+                query.push(format!("EXISTS (SELECT 1 FROM {} AND ", place.datasets));
+                push_comparison(query, column, *op, value);
+                query.push(")");
+            }
+        }
+    }
+}
+
+fn push_never(query: &mut QueryBuilder<Db>) {
+    query.push("1 = 0");
+}
+
+/// A time is asked for in milliseconds.
+fn scaled(attribute: Attribute, value: &Value, per_millisecond: i64) -> Value {
+    let is_time = matches!(attribute, Attribute::CreationTimestamp | Attribute::LastUpdatedTimestamp);
+    match value {
+        Value::Integer(millis) if is_time => Value::Integer(millis.saturating_mul(per_millisecond)),
+        Value::Number(millis) if is_time => Value::Number(millis * per_millisecond as f64),
+        value => value.clone(),
+    }
+}
+
+/// `from` ends in the condition that ties it to its owner: `params p WHERE p.run = runs.id`.
+fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value: &Value) {
+    if from.is_empty() {
+        return push_never(query);
+    }
+    // To MLflow's clients, what is not marked as a prompt is none.
+    let (op, is_negated) = if key == IS_PROMPT && op == Op::Ne { (Op::Eq, true) } else { (op, op == Op::IsNull) };
+    let exists = if is_negated { "NOT EXISTS" } else { "EXISTS" };
+    query.push(format!("{exists} (SELECT 1 FROM {from} AND p.key = "));
+    query.push_bind(key.to_owned());
+    if !matches!(op, Op::IsNull | Op::IsNotNull) {
+        query.push(" AND ");
+        push_comparison(query, "p.value", op, value);
+    }
+    query.push(")");
+}
+
+fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
+    let sign = match op {
+        Op::Eq => "=",
+        Op::Ne => "<>",
+        Op::Lt => "<",
+        Op::Le => "<=",
+        Op::Gt => ">",
+        Op::Ge => ">=",
+        Op::Like | Op::Ilike => "LIKE",
+        Op::In => "IN",
+        Op::NotIn => "NOT IN",
+        Op::IsNull => {
+            query.push(format!("{column} IS NULL"));
+            return;
+        }
+        Op::IsNotNull => {
+            query.push(format!("{column} IS NOT NULL"));
+            return;
+        }
+    };
+    let folded = if op == Op::Ilike { format!("lower({column})") } else { column.to_owned() };
+    query.push(format!("{folded} {sign} "));
+    match value {
+        Value::Text(text) if op == Op::Ilike => query.push("lower(").push_bind(text.clone()).push(")"),
+        Value::Text(text) => query.push_bind(text.clone()),
+        Value::Number(number) => query.push_bind(*number),
+        Value::Integer(number) => query.push_bind(*number),
+        Value::Texts(texts) => {
+            let mut list = query.push("(").separated(", ");
+            for text in texts {
+                list.push_bind(text.clone());
+            }
+            query.push(")")
+        }
+        Value::Nothing => query.push("NULL"),
+    };
+    if matches!(op, Op::Like | Op::Ilike) {
+        query.push(format!(" ESCAPE '{NO_ESCAPE}'"));
+    }
+}
+
+/// Adds ` ORDER BY …`, what has no value last, and `last` to decide between equals.
+pub(super) fn push_orders(query: &mut QueryBuilder<Db>, place: &Place, orders: &[Order], last: &str) {
+    query.push(" ORDER BY ");
+    for Order { field, ascending } in orders {
+        let direction = if *ascending { "ASC" } else { "DESC" };
+        match field {
+            Field::Attribute(attribute) => {
+                let Some(column) = (place.column)(*attribute) else { continue };
+                query.push(format!("CASE WHEN {column} IS NULL THEN 1 ELSE 0 END, {column} {direction}, "));
+            }
+            Field::Metric(key) => {
+                push_of(query, "COALESCE((SELECT p.nan + 0", place.metrics, key, "), 2), ");
+                push_of(query, "(SELECT p.value", place.metrics, key, &format!(") {direction}, "));
+            }
+            Field::Param(key) => push_text_order(query, place.params, key, direction),
+            Field::Tag(key) => push_text_order(query, place.tags, key, direction),
+            Field::Dataset(_) => {}
+        }
+    }
+    query.push(last);
+}
+
+fn push_text_order(query: &mut QueryBuilder<Db>, from: &str, key: &str, direction: &str) {
+    push_of(query, "CASE WHEN (SELECT p.value", from, key, ") IS NULL THEN 1 ELSE 0 END, ");
+    push_of(query, "(SELECT p.value", from, key, &format!(") {direction}, "));
+}
+
+fn push_of(query: &mut QueryBuilder<Db>, select: &str, from: &str, key: &str, end: &str) {
+    if from.is_empty() {
+        return;
+    }
+    query.push(format!("{select} FROM {from} AND p.key = ")).push_bind(key.to_owned()).push(end);
+}
+
+/// Adds ` LIMIT … OFFSET …` for a page and one more, which tells whether there is a next page.
+pub(super) fn push_page(query: &mut QueryBuilder<Db>, offset: u64, limit: u32) {
+    let offset = i64::try_from(offset).unwrap_or(i64::MAX);
+    query.push(" LIMIT ").push_bind(i64::from(limit) + 1).push(" OFFSET ").push_bind(offset);
+}

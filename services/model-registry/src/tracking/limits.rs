@@ -1,0 +1,285 @@
+//! What MLflow accepts: names, lengths, counts. The messages are those its clients know.
+
+use serde_json::{Value, json};
+
+use super::{Batch, DatasetInput, Metric};
+use crate::error::{Error, Result};
+
+/// Longest key of a metric, parameter or tag, in characters.
+const MAX_KEY: usize = 250;
+const MAX_PARAM: usize = 6_000;
+const MAX_TAG: usize = 8_000;
+const MAX_EXPERIMENT_NAME: usize = 500;
+const MAX_EXPERIMENT_TAG: usize = 5_000;
+const MAX_METRICS_PER_BATCH: usize = 1_000;
+const MAX_PARAMS_OR_TAGS_PER_BATCH: usize = 100;
+const MAX_ENTITIES_PER_BATCH: usize = 1_000;
+const MAX_ARTIFACT_LOCATION: usize = 2_048;
+const MAX_REGISTRY_TAG: usize = 100_000;
+const MAX_DATASET_NAME: usize = 500;
+const MAX_DATASET_DIGEST: usize = 36;
+const MAX_DATASET_SOURCE: usize = 65_535;
+const MAX_DATASET_SCHEMA: usize = 1_048_575;
+const MAX_DATASET_PROFILE: usize = 16_777_215;
+const MAX_INPUT_TAG_KEY: usize = 255;
+const MAX_INPUT_TAG: usize = 500;
+
+/// `Missing value for required parameter '…'.`
+pub fn missing(path: &str) -> Error {
+    Error::Rejected(format!("Missing value for required parameter '{path}'."))
+}
+
+/// `Invalid value … for parameter '…' supplied: …`
+pub fn invalid(path: &str, value: &Value, why: &str) -> Error {
+    let why = if why.is_empty() { ".".to_owned() } else { format!(": {why}") };
+    Error::Rejected(format!("Invalid value {value} for parameter '{path}' supplied{why}"))
+}
+
+/// Checks a length, in characters.
+pub fn length(what: &str, text: &str, max: usize) -> Result<()> {
+    if text.chars().nth(max).is_none() {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!("'{what}' exceeds the maximum length of {max} characters")))
+}
+
+/// Checks the name of an experiment.
+pub fn experiment_name(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::Rejected(format!("Invalid experiment name: '{name}'")));
+    }
+    length("name", name, MAX_EXPERIMENT_NAME)
+}
+
+/// Checks a tag of an experiment.
+pub fn experiment_tag(key: &str, value: &str) -> Result<()> {
+    name("key", key)?;
+    length("key", key, MAX_KEY)?;
+    length("value", value, MAX_EXPERIMENT_TAG)
+}
+
+/// Checks what a metric, parameter or tag is called: it may be taken for the path of a file.
+pub fn name(path: &str, name: &str) -> Result<()> {
+    let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '/' | '_' | '.' | '-' | ' ' | ':');
+    if !name.chars().all(is_allowed) {
+        let why = "Names may only contain alphanumerics, underscores (_), dashes (-), periods (.), spaces ( ), \
+                   colon(:) and slashes (/).";
+        return Err(invalid(path, &json!(name), why));
+    }
+    let plain = normalized(name);
+    if plain != name || plain == "." || plain.starts_with("..") || plain.starts_with('/') {
+        let why = format!(
+            "Names may be treated as files in certain cases, and must not resolve to other names when treated as such. \
+             This name would resolve to '{plain}'"
+        );
+        return Err(invalid(path, &json!(name), &why));
+    }
+    Ok(())
+}
+
+/// The shortest path that means the same, as POSIX has it.
+fn normalized(path: &str) -> String {
+    let is_absolute = path.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        match (part, parts.last()) {
+            ("..", Some(last)) if *last != ".." => {
+                parts.pop();
+            }
+            ("..", None) if is_absolute => {}
+            _ => parts.push(part),
+        }
+    }
+    match (is_absolute, parts.join("/")) {
+        (true, rest) => format!("/{rest}"),
+        (false, rest) if rest.is_empty() => ".".to_owned(),
+        (false, rest) => rest,
+    }
+}
+
+/// Checks one metric; `path` is where it stands in the request, empty for a request of its own.
+pub fn metric(path: &str, metric: &Metric) -> Result<()> {
+    name(&below(path, "name"), &metric.key)?;
+    if metric.timestamp.0 < 0 {
+        let why = format!(
+            "metric '{}' (value={}). Timestamp must be a nonnegative long (64-bit integer) ",
+            metric.key, metric.value
+        );
+        return Err(invalid(&below(path, "timestamp"), &json!(metric.timestamp.0), &why));
+    }
+    length("Metric name", &metric.key, MAX_KEY)
+}
+
+/// Checks one parameter.
+pub fn param(path: &str, key: &str, value: &str) -> Result<()> {
+    name(&below(path, "key"), key)?;
+    length("Param key", key, MAX_KEY)?;
+    length("Param value", value, MAX_PARAM)
+}
+
+/// Checks one tag of a run.
+pub fn tag(path: &str, key: &str, value: &str) -> Result<()> {
+    name(&below(path, "key"), key)?;
+    length(&below(path, "key"), key, MAX_KEY)?;
+    length(&below(path, "value"), value, MAX_TAG)
+}
+
+/// Checks where an experiment is to keep its files.
+pub fn artifact_location(location: &str) -> Result<()> {
+    if location.contains(['#', ';']) {
+        return Err(Error::Rejected("'artifact_location' URL can't include fragments or params.".to_owned()));
+    }
+    if let Some((_, query)) = location.split_once('?')
+        && query.contains("..")
+    {
+        return Err(Error::Rejected("Invalid query string: it must not contain '..'".to_owned()));
+    }
+    length("artifact_location", location, MAX_ARTIFACT_LOCATION)
+}
+
+/// Checks the name of a logged model.
+pub fn logged_model_name(name: &str) -> Result<()> {
+    if !name.contains(['/', ':', '.', '%', '"', '\'']) {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!(
+        "Invalid model name ('{name}') provided. Model name must be a non-empty string and cannot contain the following \
+         characters: ('/', ':', '.', '%', '\"', \"'\")"
+    )))
+}
+
+/// Checks a tag of a registered model or a version of one.
+pub fn registry_tag(key: &str, value: &str) -> Result<()> {
+    name("key", key)?;
+    length("key", key, MAX_KEY)?;
+    length("value", value, MAX_REGISTRY_TAG)
+}
+
+/// Checks where the files of a version are said to be: no file of this machine, no path that climbs.
+pub fn version_source(source: &str) -> Result<()> {
+    let scheme = source.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
+    let is_local = scheme.is_none_or(|scheme| scheme == "file" || scheme.contains('/'));
+    if is_local {
+        return Err(Error::Rejected(format!(
+            "Invalid model version source: '{source}'. To use a local path as a model version source, the run_id request \
+             parameter has to be specified and the local path has to be contained within the artifact directory of the run \
+             specified by the run_id."
+        )));
+    }
+    let mut plain = source.to_owned();
+    // Decoded until nothing is left to decode, so that no climb hides behind two rounds of escapes.
+    for _ in 0..8 {
+        let decoded = percent_decoded(&plain);
+        if decoded == plain {
+            break;
+        }
+        plain = decoded;
+    }
+    let path = plain.split_once("://").map_or(plain.as_str(), |(_, rest)| rest);
+    if plain.contains('\0') || path.split(['/', '?', '#', ':']).any(|part| part == ".." || part == ".") {
+        return Err(Error::Rejected(format!(
+            "Invalid model version source: '{source}'. If supplying a source as an http, https, local file path, ftp, \
+             objectstore, or mlflow-artifacts uri, an absolute path must be provided without relative path references \
+             present. Please provide an absolute path."
+        )));
+    }
+    Ok(())
+}
+
+fn percent_decoded(text: &str) -> String {
+    let decoded = url::form_urlencoded::parse(format!("a={}", text.replace('&', "%26")).as_bytes())
+        .next()
+        .map(|(_, value)| value.into_owned());
+    decoded.unwrap_or_default()
+}
+
+/// Checks what is logged at once.
+pub fn batch(batch: &Batch) -> Result<()> {
+    let Batch { metrics, params, tags } = batch;
+    limit("metrics", metrics.len(), MAX_METRICS_PER_BATCH)?;
+    limit("params", params.len(), MAX_PARAMS_OR_TAGS_PER_BATCH)?;
+    limit("tags", tags.len(), MAX_PARAMS_OR_TAGS_PER_BATCH)?;
+    limit("metrics, params, and tags", metrics.len() + params.len() + tags.len(), MAX_ENTITIES_PER_BATCH)?;
+    for (index, one) in metrics.iter().enumerate() {
+        metric(&format!("metrics[{index}]"), one)?;
+    }
+    for (index, (key, value)) in params.iter().enumerate() {
+        param(&format!("params[{index}]"), key, value)?;
+    }
+    for (index, (key, value)) in tags.iter().enumerate() {
+        tag(&format!("tags[{index}]"), key, value)?;
+    }
+    let mut seen = std::collections::HashSet::new();
+    let twice: Vec<_> = params.iter().map(|(key, _)| key.as_str()).filter(|key| !seen.insert(*key)).collect();
+    if twice.is_empty() {
+        return Ok(());
+    }
+    let keys = twice.iter().map(|key| format!("'{key}'")).collect::<Vec<_>>().join(", ");
+    Err(Error::Rejected(format!(
+        "Duplicate parameter keys have been submitted: [{keys}]. Please ensure the request contains only one param value \
+         per param key."
+    )))
+}
+
+/// Checks a dataset and how it was used.
+pub fn dataset(input: &DatasetInput) -> Result<()> {
+    let DatasetInput { name, digest, source_type: _, source, schema, profile, tags } = input;
+    length("name", name, MAX_DATASET_NAME)?;
+    length("digest", digest, MAX_DATASET_DIGEST)?;
+    length("source", source, MAX_DATASET_SOURCE)?;
+    length("schema", schema.as_deref().unwrap_or_default(), MAX_DATASET_SCHEMA)?;
+    length("profile", profile.as_deref().unwrap_or_default(), MAX_DATASET_PROFILE)?;
+    for (key, value) in tags {
+        length("key", key, MAX_INPUT_TAG_KEY)?;
+        length("value", value, MAX_INPUT_TAG)?;
+    }
+    Ok(())
+}
+
+fn limit(what: &str, count: usize, max: usize) -> Result<()> {
+    if count <= max {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!(
+        "A batch logging request can contain at most {max} {what}. Got {count} {what}. Please split up {what} across \
+         multiple requests and try again."
+    )))
+}
+
+fn below(path: &str, field: &str) -> String {
+    if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_would_be_another_file_is_refused() {
+        for good in ["loss", "val/loss", "a.b-c_d e:f", "größe", ""] {
+            assert_eq!(name("key", good).is_ok(), !good.is_empty(), "{good:?}");
+        }
+        for bad in [".", "..", "../a", "a/../b", "a//b", "/a", "a/", "./a", "a\0", "a;b", "\"", "a\nb"] {
+            assert!(name("key", bad).is_err(), "{bad:?}");
+        }
+        let told = name("params[3].key", "a/../b").unwrap_err().to_string();
+        assert!(
+            told.starts_with("Invalid value \"a/../b\" for parameter 'params[3].key' supplied: Names may"),
+            "{told}"
+        );
+        assert!(told.ends_with("This name would resolve to 'b'"), "{told}");
+    }
+
+    #[test]
+    fn a_batch_has_limits_and_no_parameter_twice() {
+        let pairs = |count: usize| (0..count).map(|n| (format!("k{n}"), String::new())).collect::<Vec<_>>();
+        let told = |what: Batch| batch(&what).unwrap_err().to_string();
+        assert!(batch(&Batch { params: pairs(100), tags: pairs(100), ..Batch::default() }).is_ok());
+        let many = told(Batch { params: pairs(101), ..Batch::default() });
+        assert!(many.starts_with("A batch logging request can contain at most 100 params. Got 101 params."), "{many}");
+        let twice = told(Batch { params: [pairs(1), pairs(2)].concat(), ..Batch::default() });
+        assert!(twice.starts_with("Duplicate parameter keys have been submitted: ['k0']"), "{twice}");
+        let long = told(Batch { params: vec![("k".into(), "x".repeat(6_001))], ..Batch::default() });
+        assert_eq!(long, "'Param value' exceeds the maximum length of 6000 characters");
+    }
+}
