@@ -40,6 +40,10 @@ pub enum Entity {
         of: String,
         key: String,
     },
+    LoggedModelTag {
+        model: String,
+        key: String,
+    },
 }
 
 impl Entity {
@@ -49,7 +53,7 @@ impl Entity {
             Self::Version(_) => "version",
             Self::Alias { .. } => "alias",
             Self::Artifact { .. } => "artifact",
-            Self::Tag { .. } | Self::TagOf { .. } => "tag",
+            Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } => "tag",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
             Self::Run(_) => "run",
             Self::LoggedModel(_) => "logged model",
@@ -63,6 +67,7 @@ impl Entity {
             Self::Alias { model, alias } => format!("{model}@{alias}"),
             Self::Artifact { version, path } => format!("{version}:{path}"),
             Self::Tag { of, key } | Self::TagOf { of, key } => format!("{of}#{key}"),
+            Self::LoggedModelTag { model, key } => format!("{model}#{key}"),
             Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
                 name.clone()
             }
@@ -75,7 +80,7 @@ impl Entity {
             Self::Version(_) => "VERSION_NOT_FOUND",
             Self::Alias { .. } => "ALIAS_NOT_FOUND",
             Self::Artifact { .. } => "ARTIFACT_NOT_FOUND",
-            Self::Tag { .. } | Self::TagOf { .. } => "TAG_NOT_FOUND",
+            Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } => "TAG_NOT_FOUND",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
             Self::Run(_) => "RUN_NOT_FOUND",
             Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",

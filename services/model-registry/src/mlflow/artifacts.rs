@@ -45,7 +45,7 @@ pub(super) fn plain_routes() -> Router<Mlflow> {
 
 /// A path a caller gave, relative to all files: it can't leave them.
 fn path(text: &str) -> Result<ArtifactPath, Refusal> {
-    ArtifactPath::parse("path", text).map_err(|_| Refusal::invalid(format!("Invalid path: {text}")))
+    ArtifactPath::parse("path", text).map_err(|_| Refusal::invalid("Invalid path"))
 }
 
 /// A directory a caller gave; empty for the top.

@@ -55,13 +55,26 @@ pub(super) fn view(fields: &Fields, name: &str) -> Result<View, Refusal> {
     }
 }
 
+/// A path without a scheme is one of this machine, from where the registry was started.
+fn absolute(location: String) -> String {
+    let has_scheme = location.split_once(':').is_some_and(|(scheme, _)| !scheme.contains('/'));
+    if has_scheme || location.starts_with('/') {
+        return location;
+    }
+    std::env::current_dir().map_or(location.clone(), |dir| dir.join(&location).display().to_string())
+}
+
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let name = fields.required("name")?;
     limits::experiment_name(&name)?;
     let artifact_location = fields.text("artifact_location")?.filter(|location| !location.is_empty());
-    if let Some(location) = &artifact_location {
-        limits::artifact_location(location)?;
-    }
+    let artifact_location = match artifact_location {
+        None => None,
+        Some(location) => {
+            limits::artifact_location(&location)?;
+            Some(absolute(location))
+        }
+    };
     let tags = fields.pairs("tags")?;
     for (key, value) in &tags {
         limits::experiment_tag(key, value)?;
@@ -88,6 +101,7 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         orders: fields.orders(Subject::Experiments)?,
         view: view(&fields, "view_type")?,
         experiments: Vec::new(),
+        datasets: Vec::new(),
         offset: fields.offset()?,
         limit: fields.limit(1000, 50_000)?,
     };

@@ -61,15 +61,16 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         let ascending = clause.truth("ascending")?.unwrap_or(true);
         orders.extend(read.into_iter().map(|order| Order { ascending, ..order }));
     }
-    if !fields.objects("datasets")?.is_empty() {
-        return Err(Refusal::invalid("Searching logged models by dataset is not served; filter on metrics instead."));
-    }
+    let dataset = |dataset: Fields| {
+        Ok((dataset.required("dataset_name")?, dataset.text("dataset_digest")?.filter(|digest| !digest.is_empty())))
+    };
     let experiments = fields.texts("experiment_ids")?;
     let search = Search {
         conditions: fields.conditions(Subject::LoggedModels)?,
         orders,
         view: View::Active,
         experiments: experiments.iter().map(|id| experiment_id(id)).collect::<Result<_, _>>()?,
+        datasets: fields.objects("datasets")?.into_iter().map(dataset).collect::<Result<_, Refusal>>()?,
         offset: fields.offset()?,
         limit: fields.limit(100, 50_000)?,
     };

@@ -48,6 +48,9 @@ impl From<Entity> for Refusal {
             Entity::Artifact { version, path } => format!("No such artifact: '{path}' of {version}"),
             Entity::Tag { of, key } => format!("No tag with name: {key} in {of}"),
             Entity::TagOf { of, key } => format!("No tag with name: {key} in {of}"),
+            Entity::LoggedModelTag { model, key } => {
+                format!("No tag with key '{key}' found for model with ID '{model}'.")
+            }
             Entity::Experiment(id) => format!("No Experiment with id={id} exists"),
             Entity::ExperimentNamed(name) => format!("Could not find experiment with name '{name}'"),
             Entity::Run(id) => format!("Run with id={id} not found"),

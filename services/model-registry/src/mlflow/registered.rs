@@ -14,12 +14,15 @@ use crate::model::{AliasMove, Micros, ModelDraft, Origin, Stage, TagChange, Task
 use crate::names::{AliasName, ModelName, Reference, VersionId};
 use crate::search::Subject;
 use crate::store::Call;
-use crate::tracking::{PROXY, Search, View, limits};
+use crate::tracking::{LoggedModelChange, Millis, PROXY, Search, View, limits};
 
 /// Where a version's own files are read, whatever has become of its source.
 pub(super) const VERSIONS: &str = "versions";
 /// Marks a registered model, or a version, that is a prompt.
 const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
+
+/// The tag of a logged model that lists its registered versions.
+const MODEL_VERSIONS: &str = "mlflow.modelVersions";
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -114,6 +117,7 @@ fn registry_search(fields: &Fields, subject: Subject, default: u32, max: u32) ->
         orders: fields.orders(subject)?,
         view: View::All,
         experiments: Vec::new(),
+        datasets: Vec::new(),
         offset: fields.offset()?,
         limit: fields.limit(default, max)?,
     })
@@ -262,14 +266,12 @@ async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
     let (model, source, tags) = (model_name(&fields)?, fields.required("source")?, checked_tags(&fields)?);
     let logged_model = fields.text_or_empty("model_id")?;
     let mut run = fields.text_or_empty("run_id")?;
-    if tags.get(IS_PROMPT).is_none_or(|is| !is.eq_ignore_ascii_case("true")) {
-        limits::version_source(&source)?;
-    }
     let logged = match (source.strip_prefix("models:/"), logged_model.is_empty()) {
         (Some(id), _) if !id.contains(['/', '@']) => Some(id.to_owned()),
         (_, false) => Some(logged_model.clone()),
         _ => None,
     };
+    let mut home = None;
     if let Some(id) = logged {
         let logged = mlflow.store.logged_model(&id).await.map_err(|error| match error {
             crate::error::Error::NotFound(_) => Refusal::invalid(format!(
@@ -278,9 +280,17 @@ async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
             )),
             error => error.into(),
         })?;
+        home = Some(logged.artifact_location);
         if run.is_empty() {
             run = logged.source_run;
         }
+    }
+    if tags.get(IS_PROMPT).is_none_or(|is| !is.eq_ignore_ascii_case("true")) {
+        let home = match home {
+            None if !run.is_empty() => mlflow.store.run(&run).await.ok().map(|run| run.artifact_uri),
+            home => home,
+        };
+        limits::version_source(&source, home.as_deref())?;
     }
     let origin = Origin { source, run, run_link: fields.text_or_empty("run_link")?, logged_model };
     let draft = VersionDraft {
@@ -293,6 +303,11 @@ async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
         origin: Some(origin),
     };
     let version = mlflow.store.add_version(&call(), &draft).await?;
+    if let Some(origin) = &draft.origin
+        && !origin.logged_model.is_empty()
+    {
+        mlflow.note_version(&origin.logged_model, &version.id).await?;
+    }
     mlflow.changed(answer::one("model_version", answer::version(version)))
 }
 
@@ -348,6 +363,20 @@ async fn download_uri(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 impl Mlflow {
+    /// Notes on a logged model which versions were registered of it.
+    async fn note_version(&self, logged_model: &str, version: &VersionId) -> Result<(), Refusal> {
+        let before = self.store.logged_model(logged_model).await?.tags.remove(MODEL_VERSIONS).unwrap_or_default();
+        // As Python writes lists: the clients compare texts.
+        let entry = format!("{{\"name\": {}, \"version\": {}}}", Value::from(version.model.as_str()), version.number);
+        let list = match before.strip_suffix(']') {
+            Some(before) => format!("{before}, {entry}]"),
+            None => format!("[{entry}]"),
+        };
+        let tags = BTreeMap::from([(MODEL_VERSIONS.to_owned(), list)]);
+        self.store.change_logged_model(Millis::now(), logged_model, &LoggedModelChange::SetTags(tags)).await?;
+        Ok(())
+    }
+
     /// Where the files of a source are: `models:/…` names something that has a source of its own.
     async fn resolved(&self, source: &str) -> Result<String, Refusal> {
         let mut source = source.to_owned();

@@ -80,6 +80,7 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         orders: fields.orders(Subject::Runs)?,
         view: view(&fields, "run_view_type")?,
         experiments: experiments.iter().map(|id| experiment_id(id)).collect::<Result<_, _>>()?,
+        datasets: Vec::new(),
         offset: fields.offset()?,
         limit: fields.limit(1000, 50_000)?,
     };

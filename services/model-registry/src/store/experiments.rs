@@ -106,7 +106,7 @@ impl Experiments for Tables {
     }
 
     async fn experiments(&self, search: &Search) -> Result<Page<Experiment>> {
-        let Search { conditions, orders, view, experiments: _, offset, limit } = search;
+        let Search { conditions, orders, view, experiments: _, datasets: _, offset, limit } = search;
         let mut tx = self.read().await?;
         let mut query = QueryBuilder::<Db>::new(COLUMNS);
         query.push(" WHERE 1 = 1");

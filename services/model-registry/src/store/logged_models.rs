@@ -97,7 +97,7 @@ impl LoggedModels for Tables {
     }
 
     async fn logged_models(&self, search: &Search) -> Result<Page<LoggedModel>> {
-        let Search { conditions, orders, view, experiments, offset, limit } = search;
+        let Search { conditions, orders, view, experiments, datasets, offset, limit } = search;
         let mut tx = self.read().await?;
         let mut query = QueryBuilder::<Db>::new(COLUMNS);
         let mut ids = query.push(" WHERE experiment IN (").separated(", ");
@@ -106,6 +106,7 @@ impl LoggedModels for Tables {
         }
         query.push(")");
         push_view(&mut query, *view);
+        push_datasets(&mut query, datasets);
         push_conditions(&mut query, &PLACE, conditions);
         push_orders(&mut query, &PLACE, orders, "create_time DESC, id");
         push_page(&mut query, *offset, *limit);
@@ -140,8 +141,8 @@ impl LoggedModels for Tables {
                 let sql = "DELETE FROM logged_model_tags WHERE model = $1 AND key = $2";
                 let removed = query(sql).bind(id).bind(key).execute(&mut *tx).await?;
                 if removed.rows_affected() == 0 {
-                    let of = format!("model with ID {id}");
-                    return Err(Error::NotFound(Entity::TagOf { of, key: key.clone() }));
+                    let tag = Entity::LoggedModelTag { model: id.to_owned(), key: key.clone() };
+                    return Err(Error::NotFound(tag));
                 }
             }
         }
@@ -154,6 +155,22 @@ impl LoggedModels for Tables {
         tx.commit().await?;
         Ok(after)
     }
+}
+
+/// Adds that a model was measured on one of these datasets, where any are named.
+fn push_datasets(query: &mut QueryBuilder<Db>, datasets: &[(String, Option<String>)]) {
+    if datasets.is_empty() {
+        return;
+    }
+    query.push(" AND EXISTS (SELECT 1 FROM logged_model_metrics p WHERE p.model = logged_models.id AND (1 = 0");
+    for (name, digest) in datasets {
+        query.push(" OR (p.dataset_name = ").push_bind(name.clone());
+        if let Some(digest) = digest {
+            query.push(" AND p.dataset_digest = ").push_bind(digest.clone());
+        }
+        query.push(")");
+    }
+    query.push("))");
 }
 
 async fn find(tx: &mut Connection, id: &str) -> Result<LoggedModel> {

@@ -121,7 +121,7 @@ impl Runs for Tables {
     }
 
     async fn runs(&self, search: &Search) -> Result<Page<Run>> {
-        let Search { conditions, orders, view, experiments, offset, limit } = search;
+        let Search { conditions, orders, view, experiments, datasets: _, offset, limit } = search;
         if experiments.is_empty() {
             return Ok(Page { items: Vec::new(), next: None });
         }

@@ -155,11 +155,16 @@ pub fn registry_tag(key: &str, value: &str) -> Result<()> {
     length("value", value, MAX_REGISTRY_TAG)
 }
 
-/// Checks where the files of a version are said to be: no file of this machine, no path that climbs.
-pub fn version_source(source: &str) -> Result<()> {
+/// Checks where the files of a version are said to be: no path that climbs, and a place of a machine's own disk only below
+/// `home`, where the run or logged model it comes from keeps its files.
+pub fn version_source(source: &str, home: Option<&str>) -> Result<()> {
     let scheme = source.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
     let is_local = scheme.is_none_or(|scheme| scheme == "file" || scheme.contains('/'));
-    if is_local {
+    let bare =
+        |uri: &str| uri.trim_start_matches("file://").trim_start_matches("file:").trim_end_matches('/').to_owned();
+    let (place, home) = (bare(source), home.map(bare).unwrap_or_default());
+    let is_at_home = home.starts_with('/') && (place == home || place.starts_with(&format!("{home}/")));
+    if is_local && !is_at_home {
         return Err(Error::Rejected(format!(
             "Invalid model version source: '{source}'. To use a local path as a model version source, the run_id request \
              parameter has to be specified and the local path has to be contained within the artifact directory of the run \

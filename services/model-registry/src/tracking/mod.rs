@@ -198,6 +198,8 @@ pub struct Search {
     pub view: View,
     /// Of runs and logged models: the experiments they belong to.
     pub experiments: Vec<i64>,
+    /// Of logged models: measured on one of these, by name and perhaps digest; empty for any.
+    pub datasets: Vec<(String, Option<String>)>,
     /// How many to pass over.
     pub offset: u64,
     pub limit: u32,

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Drives a registry through the ordinary `mlflow` client, as an ML engineer's training code does.
+
+usage: drive.py TRACKING_URI     (with the client's packages on PYTHONPATH)
+
+Prints one line per claim that held; ends at the first that did not.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_HTTP_REQUEST_MAX_RETRIES="0", GIT_PYTHON_REFRESH="quiet")
+
+import mlflow  # noqa: E402
+import numpy as np  # noqa: E402
+import sklearn.linear_model  # noqa: E402
+import xgboost  # noqa: E402
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+IS_3 = mlflow.__version__.startswith("3.")
+
+
+def holds(claim: str, truth: bool, found: object = "") -> None:
+    if not truth:
+        sys.exit(f"does not hold with mlflow {mlflow.__version__}: {claim}; found {found!r}")
+    print(f"holds: {claim}")
+
+
+def refused(claim: str, call, text: str) -> None:
+    try:
+        call()
+    except MlflowException as error:
+        holds(claim, text in str(error), str(error))
+    else:
+        holds(claim, False, "no error")
+
+
+def log_model(flavor, model, name: str, **more):
+    """Logs and registers: `name` in MLflow 3, `artifact_path` before."""
+    where = {"name": "model"} if IS_3 else {"artifact_path": "model"}
+    return flavor.log_model(model, registered_model_name=name, **where, **more)
+
+
+def main(uri: str) -> None:
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = MlflowClient()
+    rows = np.arange(40, dtype=np.float64).reshape(20, 2)
+    labels = (rows.sum(axis=1) > 30).astype(int)
+
+    experiment = mlflow.set_experiment("credit")
+    holds("an experiment is made where it is missing", experiment.name == "credit", experiment)
+    holds("and found again", mlflow.set_experiment("credit").experiment_id == experiment.experiment_id)
+
+    with mlflow.start_run(run_name="first") as run:
+        mlflow.log_param("depth", 3)
+        mlflow.log_params({"rate": 0.1, "rows": 20})
+        for step in range(5):
+            mlflow.log_metric("loss", 1.0 / (step + 1), step=step)
+        mlflow.log_metrics({"auc": 0.8, "gini": 0.6})
+        mlflow.set_tag("team", "risk")
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "notes").mkdir()
+            Path(folder, "notes", "größe.txt").write_text("a note\n", encoding="utf-8")
+            Path(folder, "plain.bin").write_bytes(bytes(range(256)) * 5000)
+            mlflow.log_artifacts(folder, "files")
+        linear = sklearn.linear_model.LogisticRegression().fit(rows, labels)
+        log_model(mlflow.sklearn, linear, "credit")
+    run_id = run.info.run_id
+
+    found = client.get_run(run_id)
+    holds("parameters are kept as texts", found.data.params == {"depth": "3", "rate": "0.1", "rows": "20"}, found.data)
+    holds("the latest value of a metric is the last step's", found.data.metrics["loss"] == 0.2, found.data.metrics)
+    history = client.get_metric_history(run_id, "loss")
+    holds("a metric has its history in order", [point.step for point in history] == [0, 1, 2, 3, 4], history)
+    holds("a run has its name and is finished", (found.info.run_name, found.info.status) == ("first", "FINISHED"))
+    refused("a parameter keeps its value", lambda: client.log_param(run_id, "depth", 4), "Changing param values")
+
+    listed = sorted(file.path for file in client.list_artifacts(run_id, "files"))
+    holds("artifacts are listed", listed == ["files/notes", "files/plain.bin"], listed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(client.download_artifacts(run_id, "files", folder))
+        holds("a text comes back", (path / "notes" / "größe.txt").read_text(encoding="utf-8") == "a note\n")
+        holds("bytes come back", (path / "plain.bin").read_bytes() == bytes(range(256)) * 5000)
+
+    with mlflow.start_run(run_name="second"):
+        trees = xgboost.XGBClassifier(n_estimators=5, max_depth=2).fit(rows, labels)
+        log_model(mlflow.xgboost, trees, "credit")
+    versions = client.search_model_versions("name = 'credit'")
+    holds("each log_model has registered a version", sorted(int(v.version) for v in versions) == [1, 2], versions)
+    holds("and is READY", {version.status for version in versions} == {"READY"}, versions)
+
+    client.set_registered_model_alias("credit", "champion", "1")
+    client.set_registered_model_alias("credit", "challenger", "2")
+    loaded = mlflow.pyfunc.load_model("models:/credit@champion")
+    holds("a model loaded by alias predicts the same", (loaded.predict(rows) == linear.predict(rows)).all())
+    loaded = mlflow.pyfunc.load_model("models:/credit/2")
+    holds("a model loaded by number predicts the same", (np.asarray(loaded.predict(rows)) == trees.predict(rows)).all())
+    client.set_registered_model_alias("credit", "champion", "2")
+    moved = client.get_model_version_by_alias("credit", "champion")
+    holds("an alias moves", str(moved.version) == "2" and "champion" in moved.aliases, moved)
+
+    first = mlflow.search_runs(filter_string="metrics.auc > 0.5 and params.depth = '3' and tags.team LIKE 'ri%'")
+    holds("runs are found by metric, parameter and tag", list(first.run_id) == [run_id], first)
+    ordered = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    holds("runs are ordered", [one.info.run_name for one in ordered] == ["first", "second"], ordered)
+
+    client.transition_model_version_stage("credit", "1", "Production")
+    client.transition_model_version_stage("credit", "2", "Production", archive_existing_versions=True)
+    stages = {str(version.version): version.current_stage for version in client.search_model_versions("name = 'credit'")}
+    holds("a stage is taken over", stages == {"1": "Archived", "2": "Production"}, stages)
+    latest = client.get_latest_versions("credit", ["Production"])
+    holds("the latest of a stage is found", [str(version.version) for version in latest] == ["2"], latest)
+
+    client.set_model_version_tag("credit", "1", "checked", "yes")
+    client.set_registered_model_tag("credit", "owner", "risk")
+    holds("a version's tag is kept", client.get_model_version("credit", "1").tags["checked"] == "yes")
+    holds("a model's tag is kept", client.get_registered_model("credit").tags["owner"] == "risk")
+    client.delete_model_version_tag("credit", "1", "checked")
+    holds("and removed", "checked" not in client.get_model_version("credit", "1").tags)
+    client.update_model_version("credit", "1", "the first")
+    holds("a description is kept", client.get_model_version("credit", "1").description == "the first")
+
+    copy = client.copy_model_version("models:/credit/1", "credit-copy")
+    loaded = mlflow.pyfunc.load_model(f"models:/credit-copy/{copy.version}")
+    holds("a copy predicts as the original", (loaded.predict(rows) == linear.predict(rows)).all())
+
+    if hasattr(mlflow, "genai") and hasattr(mlflow.genai, "register_prompt"):
+        register, load = mlflow.genai.register_prompt, mlflow.genai.load_prompt
+    else:
+        register, load = mlflow.register_prompt, mlflow.load_prompt
+    register(name="greeting", template="Hello {{name}}")
+    register(name="greeting", template="Good day, {{name}}")
+    holds("a prompt has its versions", load("prompts:/greeting/1").template == "Hello {{name}}")
+    holds("and is filled in", load("prompts:/greeting/2").format(name="Ada") == "Good day, Ada")
+    names = {model.name for model in client.search_registered_models()}
+    holds("prompts are not listed among models", names == {"credit", "credit-copy"}, names)
+
+    refused("a missing model is said to be missing", lambda: client.get_registered_model("absent"), "not found")
+    client.delete_model_version("credit", "1")
+    refused("a deleted version is gone", lambda: client.get_model_version("credit", "1"), "not found")
+    client.delete_registered_model("credit")
+    refused("a deleted model is gone", lambda: client.get_registered_model("credit"), "not found")
+    client.delete_run(run_id)
+    holds("a deleted run is deleted", client.get_run(run_id).info.lifecycle_stage == "deleted")
+    client.restore_run(run_id)
+    client.delete_experiment(experiment.experiment_id)
+    stage = client.get_experiment(experiment.experiment_id).lifecycle_stage
+    holds("a deleted experiment is deleted", stage == "deleted", stage)
+    print(f"all held with mlflow {mlflow.__version__}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
