@@ -1,5 +1,7 @@
 //! Documents in: read, cut, embedded, stored; a few at a time at every step, answered in order.
 
+mod pending;
+
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -17,6 +19,8 @@ use crate::models::{Embedder, Models};
 use crate::parse::{Unreadable, parse};
 use crate::sparse::Sparse;
 use crate::words::Words;
+
+use self::pending::{Entered, Pending};
 
 /// Documents read and cut ahead. With [`GROUP`] it bounds what is held: 24 documents of at most 16 MiB.
 const READ_AHEAD: usize = 8;
@@ -78,12 +82,13 @@ struct Cut {
     passages: Vec<Passage>,
     /// What is embedded for each passage.
     inputs: Vec<String>,
+    entered: Entered,
 }
 
 /// A document after embedding.
 enum Ready {
     Reported(Report),
-    Embedded { collection: Collection, version: String, points: Points },
+    Embedded { collection: Collection, version: String, points: Points, entered: Entered },
 }
 
 /// What is stored in one collection together.
@@ -92,6 +97,8 @@ struct Work {
     /// Of each document, its place among the reports and its version.
     places: Vec<(usize, String)>,
     points: Vec<Points>,
+    /// Leave when it is done.
+    entered: Vec<Entered>,
 }
 
 /// Documents that go on together, and what ended the stream after them.
@@ -119,13 +126,21 @@ impl Ingest {
         let (reading, embedding, storing, settling) = (batcher.clone(), batcher.clone(), batcher.clone(), batcher);
         let touched = Arc::new(parking_lot::Mutex::new(Vec::<Collection>::new()));
         let to_settle = touched.clone();
+        let pending = Pending::default();
 
         let reports = documents
-            .map(move |document| {
+            .map(move |message| {
                 let reading = reading.clone();
+                // Noted here, message after message; what is awaited below runs for several at once.
+                let taken = message.map(|submission| {
+                    submission.map(|(collection, document)| {
+                        let entered = pending.enter(&collection, &document.id);
+                        (collection, document, entered)
+                    })
+                });
                 async move {
-                    match document? {
-                        Ok((collection, document)) => Ok(reading.read(collection, document).await?),
+                    match taken? {
+                        Ok((collection, document, entered)) => Ok(reading.read(collection, document, entered).await?),
                         Err(report) => Ok(Read::Reported(report)),
                     }
                 }
@@ -163,20 +178,22 @@ impl Ingest {
 }
 
 impl Batcher {
-    async fn read(&self, collection: Collection, document: Document) -> Result<Read> {
+    async fn read(&self, collection: Collection, document: Document, entered: Entered) -> Result<Read> {
         let version = document.version();
         let revision = document.revision(&version, self.chunker.length());
         let id = document.id.clone();
         if let Some(schema) = self.ingest.index.schema(&collection).await? {
             self.must_match(&collection, &schema)?;
-            let asked = [(id.clone(), revision.clone())];
-            let held = self.ingest.index.holdings(&collection, &asked).await?;
-            if let [Holding::Same { chunks }] = held[..] {
-                return Ok(Read::Reported(Report { document_id: id, version, fate: Fate::Unchanged { chunks } }));
+            if !entered.follows_another {
+                let asked = [(id.clone(), revision.clone())];
+                let held = self.ingest.index.holdings(&collection, &asked).await?;
+                if let [Holding::Same { chunks }] = held[..] {
+                    return Ok(Read::Reported(Report { document_id: id, version, fate: Fate::Unchanged { chunks } }));
+                }
             }
         }
         let (chunker, name, digest) = (self.chunker.clone(), collection, version.clone());
-        let cut = tokio::task::spawn_blocking(move || cut(&chunker, name, document, digest, revision)).await;
+        let cut = tokio::task::spawn_blocking(move || cut(&chunker, name, document, digest, revision, entered)).await;
         let failed = |reason, message| {
             Ok(Read::Reported(Report { document_id: id.clone(), version, fate: Fate::Failed { reason, message } }))
         };
@@ -237,7 +254,7 @@ impl Batcher {
     }
 
     fn ready(&self, cut: Cut, vectors: Result<Vec<Vec<f32>>, String>) -> Ready {
-        let Cut { collection, document_id, version, revision, passages, inputs: _ } = cut;
+        let Cut { collection, document_id, version, revision, passages, inputs: _, entered } = cut;
         match vectors {
             Ok(vectors) => {
                 let point = |(passage, dense): (Passage, Vec<f32>)| {
@@ -245,7 +262,7 @@ impl Batcher {
                     Point { sparse: Sparse::of_passage(&self.ingest.words, &text), passage, dense }
                 };
                 let points = passages.into_iter().zip(vectors).map(point).collect();
-                Ready::Embedded { collection, version, points: Points { document_id, revision, points } }
+                Ready::Embedded { collection, version, points: Points { document_id, revision, points }, entered }
             }
             Err(problem) => {
                 let message = format!("a passage could not be embedded: {problem}");
@@ -264,21 +281,27 @@ impl Batcher {
         for document in documents {
             match document {
                 Ready::Reported(report) => reports.push(Some(report)),
-                Ready::Embedded { collection, version, points } => {
+                Ready::Embedded { collection, version, points, entered } => {
                     let place = (reports.len(), version);
                     reports.push(None);
                     match work.iter_mut().find(|work| work.collection == collection) {
                         Some(work) => {
                             work.places.push(place);
                             work.points.push(points);
+                            work.entered.push(entered);
                         }
-                        None => work.push(Work { collection, places: vec![place], points: vec![points] }),
+                        None => work.push(Work {
+                            collection,
+                            places: vec![place],
+                            points: vec![points],
+                            entered: vec![entered],
+                        }),
                     }
                 }
             }
         }
         let mut failed = None;
-        for Work { collection, places, points } in work {
+        for Work { collection, places, points, entered } in work {
             let ids: Vec<_> = points.iter().map(|one| (one.document_id.clone(), one.points.len() as u32)).collect();
             match self.replace(&collection, points).await {
                 Ok(before) => {
@@ -297,6 +320,7 @@ impl Batcher {
                 }
                 Err(error) => failed = failed.or(Some(error.into())),
             }
+            drop(entered);
         }
         // A document that was not stored ends the stream: what comes after it is not reported, and sent again it is
         // found unchanged if it was stored.
@@ -332,6 +356,7 @@ fn cut(
     document: Document,
     version: String,
     revision: String,
+    entered: Entered,
 ) -> Result<Cut, Unreadable> {
     let Document { id, content_type, content, title, uri, metadata } = document;
     let text = parse(&content_type, content)?;
@@ -364,7 +389,7 @@ fn cut(
     }
     let inputs =
         passages.iter().map(|passage| chunker.with_context(&passage.title, &passage.headings, &passage.text)).collect();
-    Ok(Cut { collection, document_id: id, version, revision, passages, inputs })
+    Ok(Cut { collection, document_id: id, version, revision, passages, inputs, entered })
 }
 
 impl Report {
