@@ -1,5 +1,6 @@
 //! Documents in: read, cut, embedded, stored; a few at a time at every step, answered in order.
 
+mod group;
 mod pending;
 
 use std::sync::Arc;
@@ -16,16 +17,19 @@ use crate::error::{Error, Result};
 use crate::index::{Holding, Index, Point, Points, Schema};
 use crate::metrics;
 use crate::models::{Embedder, Models};
-use crate::parse::{Unreadable, parse};
+use crate::parse::{MAX_REPEATED_BYTES, Unreadable, parse};
 use crate::sparse::Sparse;
 use crate::words::Words;
 
+use self::group::group;
 use self::pending::{Entered, Pending};
 
-/// Documents read and cut ahead. With [`GROUP`] it bounds what is held: 24 documents of at most 16 MiB.
+/// Documents read and cut ahead. What is held altogether, from reading to storing, [`Pending`] bounds by bytes.
 const READ_AHEAD: usize = 8;
 /// Most documents that are embedded and stored together.
 const GROUP: usize = 16;
+/// Passages from which on a group takes no further document.
+const GROUP_PASSAGES: usize = 1024;
 /// Groups being embedded at once, so that predict has work while another group is being stored.
 const EMBEDDING: usize = 3;
 
@@ -126,27 +130,32 @@ impl Ingest {
         let (reading, embedding, storing, settling) = (batcher.clone(), batcher.clone(), batcher.clone(), batcher);
         let touched = Arc::new(parking_lot::Mutex::new(Vec::<Collection>::new()));
         let to_settle = touched.clone();
-        let pending = Pending::default();
+        let (pending, length) = (Pending::new(), reading.chunker.length());
 
-        let reports = documents
+        let entered = documents.then(move |message| {
+            let pending = pending.clone();
+            async move {
+                match message? {
+                    Ok((collection, document)) => {
+                        let entered = pending.enter(&collection, &document, length).await;
+                        Ok::<_, Status>(Ok((collection, document, entered)))
+                    }
+                    Err(report) => Ok(Err(report)),
+                }
+            }
+        });
+        let read = entered
             .map(move |message| {
                 let reading = reading.clone();
-                // Noted here, message after message; what is awaited below runs for several at once.
-                let taken = message.map(|submission| {
-                    submission.map(|(collection, document)| {
-                        let entered = pending.enter(&collection, &document.id);
-                        (collection, document, entered)
-                    })
-                });
                 async move {
-                    match taken? {
+                    match message? {
                         Ok((collection, document, entered)) => Ok(reading.read(collection, document, entered).await?),
                         Err(report) => Ok(Read::Reported(report)),
                     }
                 }
             })
-            .buffered(READ_AHEAD)
-            .ready_chunks(GROUP)
+            .buffered(READ_AHEAD);
+        let reports = group(read, GROUP, passages, GROUP_PASSAGES)
             .map(move |group| {
                 // A task of its own: it goes on while this stream waits for the store.
                 let embedding = embedding.clone();
@@ -174,6 +183,14 @@ impl Ingest {
             }
         });
         Ok(reports.chain(settle.filter_map(|()| std::future::ready(None))))
+    }
+}
+
+/// Counts the passages that are to be embedded.
+fn passages(read: &Result<Read, Status>) -> usize {
+    match read {
+        Ok(Read::Cut(cut)) => cut.passages.len(),
+        Ok(Read::Reported(_)) | Err(_) => 0,
     }
 }
 
@@ -365,6 +382,12 @@ fn cut(
         false => title,
     };
     let pieces = chunker.cut(&text);
+    let labels: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let headings: usize = pieces.iter().flat_map(|piece| &piece.headings).map(String::len).sum();
+    let repeated = headings + pieces.len() * (title.len() + uri.len() + labels);
+    if repeated > MAX_REPEATED_BYTES {
+        return Err(Unreadable::RepeatsTooMuch(repeated));
+    }
     let chunks = pieces.len() as u32;
     let passages: Vec<Passage> = pieces
         .into_iter()
@@ -406,5 +429,31 @@ impl Report {
             }
         };
         ::metrics::counter!(metrics::DOCUMENTS, "state" => state, "reason" => "").increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::tests::letters;
+
+    #[tokio::test]
+    async fn a_document_that_repeats_too_much_is_not_taken_apart() {
+        let chunker = Chunker::new(letters(), Length { tokens: 1, overlap: 0 }, 1000);
+        let collection = Collection::new("a").unwrap();
+        let try_with = async |bytes: usize| {
+            let document = Document {
+                id: "1".into(),
+                content_type: "text/plain".into(),
+                content: "a ".repeat(200).into_bytes(),
+                title: String::new(),
+                uri: String::new(),
+                metadata: [("key".to_owned(), "x".repeat(bytes))].into(),
+            };
+            let entered = Pending::new().enter(&collection, &document, chunker.length()).await;
+            cut(&chunker, collection.clone(), document, "v".into(), "r".into(), entered)
+        };
+        assert_eq!(try_with(10).await.unwrap().passages.len(), 200);
+        assert_eq!(try_with(1 << 20).await.err().unwrap().reason(), "TOO_LARGE");
     }
 }
