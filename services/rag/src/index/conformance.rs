@@ -62,12 +62,12 @@ fn fresh() -> Collection {
     Collection::new(&format!("t-{}", uuid::Uuid::new_v4().simple())).unwrap()
 }
 
-fn schema() -> Schema {
+pub(super) fn schema() -> Schema {
     Schema { embedding_digest: "sha256:a".into(), dimensions: 4 }
 }
 
 /// A document of one point per text; its dense vectors point into the direction of `axis`.
-fn document(id: &str, revision: &str, axis: usize, texts: &[&str]) -> Points {
+pub(super) fn document(id: &str, revision: &str, axis: usize, texts: &[&str]) -> Points {
     let points = texts
         .iter()
         .zip(0..)

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -55,6 +56,8 @@ struct Shard {
     engine: EdgeShard,
     /// Held while writing: the engine's flush must meet no other writer.
     writing: parking_lot::Mutex<()>,
+    /// Whether something is stored that may not be on disk. Set before it is, cleared after it is flushed.
+    dirty: AtomicBool,
 }
 
 impl EdgeIndex {
@@ -131,8 +134,7 @@ impl Index for EdgeIndex {
 
     async fn holdings(&self, collection: &Collection, documents: &[(String, String)]) -> Result<Vec<Holding>> {
         let documents = documents.to_vec();
-        self.with(collection, move |shard| documents.iter().map(|(id, revision)| shard.holding(id, revision)).collect())
-            .await
+        self.with(collection, move |shard| shard.holdings(&documents)).await
     }
 
     async fn replace(&self, collection: &Collection, documents: Vec<Points>) -> Result<Vec<Holding>> {
@@ -164,10 +166,12 @@ impl Index for EdgeIndex {
     async fn settle(&self, collection: &Collection) -> Result<()> {
         self.with(collection, |shard| {
             let _writing = shard.writing.lock();
+            // What is rebuilt has to reach the disk as what is written does.
+            shard.dirty.store(true, Ordering::SeqCst);
             if shard.engine.optimize()? {
                 shard.index_payload()?;
-                shard.engine.flush();
             }
+            shard.flush();
             Ok(())
         })
         .await
@@ -219,7 +223,8 @@ impl Shard {
         let engine = EdgeShard::load(&path.join("shard"), None).with_context(|| {
             format!("cannot open collection `{name}`; is another process using {}?", path.display())
         })?;
-        let shard = Self { name, schema, engine, writing: parking_lot::Mutex::default() };
+        let (writing, dirty) = (parking_lot::Mutex::default(), AtomicBool::default());
+        let shard = Self { name, schema, engine, writing, dirty };
         shard.index_payload()?;
         Ok(Some(shard))
     }
@@ -239,11 +244,24 @@ impl Shard {
                     field_name: field_path(field),
                     field_schema: Some(PayloadFieldSchema::FieldType(schema)),
                 };
-                let operation = FieldIndexOperations::CreateIndex(create);
-                self.engine.update(UpdateOperation::FieldIndexOperation(operation))?;
+                self.update(UpdateOperation::FieldIndexOperation(FieldIndexOperations::CreateIndex(create)))?;
             }
         }
         Ok(())
+    }
+
+    /// Changes what is stored; on disk it is after [`Shard::flush`].
+    fn update(&self, operation: UpdateOperation) -> anyhow::Result<()> {
+        self.dirty.store(true, Ordering::SeqCst);
+        Ok(self.engine.update(operation)?)
+    }
+
+    /// Brings what is stored to disk if it is not there. To be called with `writing` held.
+    fn flush(&self) {
+        if self.dirty.load(Ordering::SeqCst) {
+            self.engine.flush();
+            self.dirty.store(false, Ordering::SeqCst);
+        }
     }
 
     fn count(&self, filter: Option<Filter>) -> anyhow::Result<usize> {
@@ -269,6 +287,19 @@ impl Shard {
         Ok(if same { Holding::Same { chunks: stored as u32 } } else { Holding::Other })
     }
 
+    /// As [`Shard::holding`] for each; what is [`Holding::Same`] is on disk, because it is not sent again.
+    fn holdings(&self, documents: &[(String, String)]) -> anyhow::Result<Vec<Holding>> {
+        let all = || documents.iter().map(|(id, revision)| self.holding(id, revision)).collect();
+        let held: Vec<Holding> = all()?;
+        let acknowledges = held.iter().any(|held| matches!(held, Holding::Same { .. }));
+        if !acknowledges || !self.dirty.load(Ordering::SeqCst) {
+            return Ok(held);
+        }
+        let _writing = self.writing.lock();
+        self.flush();
+        all()
+    }
+
     fn replace(&self, documents: Vec<Points>) -> anyhow::Result<Vec<Holding>> {
         let _writing = self.writing.lock();
         let mut before = Vec::with_capacity(documents.len());
@@ -279,24 +310,28 @@ impl Shard {
             if matches!(held, Holding::Same { .. }) {
                 continue;
             }
-            let mut points = points.into_iter().peekable();
-            while points.peek().is_some() {
-                let batch =
-                    points.by_ref().take(WRITE_BATCH).map(|point| self.point(point)).collect::<Result<_, _>>()?;
-                let insert = PointOperations::UpsertPoints(PointInsertOperations::PointsList(batch));
-                self.engine.update(UpdateOperation::PointOperation(insert))?;
-            }
+            self.upsert(points)?;
             if held == Holding::Other {
                 let stale = Filter {
                     must: Some(vec![matches("document_id", text(&document_id))]),
                     must_not: Some(vec![matches("revision", text(&revision))]),
                     ..Filter::new()
                 };
-                self.engine.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(stale)))?;
+                self.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(stale)))?;
             }
         }
-        self.engine.flush();
+        self.flush();
         Ok(before)
+    }
+
+    fn upsert(&self, points: Vec<Point>) -> anyhow::Result<()> {
+        let mut points = points.into_iter().peekable();
+        while points.peek().is_some() {
+            let batch = points.by_ref().take(WRITE_BATCH).map(|point| self.point(point)).collect::<Result<_, _>>()?;
+            let insert = PointOperations::UpsertPoints(PointInsertOperations::PointsList(batch));
+            self.update(UpdateOperation::PointOperation(insert))?;
+        }
+        Ok(())
     }
 
     fn point(&self, point: Point) -> anyhow::Result<qdrant_edge::PointStructPersisted> {
@@ -315,9 +350,10 @@ impl Shard {
         let stored = self.count(Some(of_document.clone()))?;
         if stored > 0 {
             let delete = PointOperations::DeletePointsByFilter(of_document);
-            self.engine.update(UpdateOperation::PointOperation(delete))?;
-            self.engine.flush();
+            self.update(UpdateOperation::PointOperation(delete))?;
         }
+        // Also where there is nothing: an earlier call that failed may have deleted it in memory only.
+        self.flush();
         Ok(stored as u32)
     }
 
@@ -413,4 +449,55 @@ fn trim_log(log: &Path) -> anyhow::Result<()> {
         std::fs::remove_file(&path)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::conformance::{document, schema};
+
+    fn collection() -> Collection {
+        Collection::new("docs").unwrap()
+    }
+
+    /// What a process would find that was started after this one was killed here.
+    async fn after_a_kill(root: &Path, asked: &[(String, String)]) -> Vec<Holding> {
+        let copy = tempfile::tempdir().unwrap();
+        copy_below(root, copy.path());
+        EdgeIndex::open(copy.path()).unwrap().holdings(&collection(), asked).await.unwrap()
+    }
+
+    fn copy_below(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+            if from.is_dir() {
+                std::fs::create_dir_all(&to).unwrap();
+                copy_below(&from, &to);
+            } else {
+                std::fs::copy(&from, &to).unwrap();
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_said_to_be_stored_is_on_disk_even_after_a_write_that_failed_halfway() {
+        let dir = tempfile::tempdir().unwrap();
+        let index = EdgeIndex::open(dir.path()).unwrap();
+        index.create(&collection(), &schema()).await.unwrap();
+        let shard = index.0.find(&collection()).unwrap().unwrap();
+        let asked = [("a".to_owned(), "1".to_owned())];
+
+        // As a replacement does before an error ends it: without a flush.
+        shard.upsert(document("a", "1", 0, &["one", "two"]).points).unwrap();
+        assert_eq!(after_a_kill(dir.path(), &asked).await, [Holding::Nothing]);
+        let same = [Holding::Same { chunks: 2 }];
+        assert_eq!(index.holdings(&collection(), &asked).await.unwrap(), same);
+        assert_eq!(after_a_kill(dir.path(), &asked).await, same);
+
+        let of_document = only(matches("document_id", text("a")));
+        shard.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(of_document))).unwrap();
+        assert_eq!(after_a_kill(dir.path(), &asked).await, same);
+        assert_eq!(index.delete(&collection(), "a").await.unwrap(), 0);
+        assert_eq!(after_a_kill(dir.path(), &asked).await, [Holding::Nothing]);
+    }
 }
