@@ -7,11 +7,19 @@
 //! The engine loads what was flushed and does not replay its write-ahead log. So every write here ends with a flush,
 //! and only then is it answered: a process killed at any moment has lost nothing it acknowledged. A document that was
 //! half written when it died reads as [`Holding::Other`] and is replaced when it is sent again.
+//!
+//! The engine never shortens that log either. When it has grown long, the collection is closed and opened again, and
+//! shortened in between.
+
+mod log;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -35,6 +43,11 @@ use crate::sparse::Sparse;
 /// Most collections of one process: each holds files and memory while it is open.
 const MAX_COLLECTIONS: usize = 256;
 
+/// Bytes of a collection's log that could be freed, from which on it is worth opening the collection again.
+const LONG_LOG: u64 = 256 << 20;
+/// How long that waits for calls on the collection to end, while others wait for it; then it is left for next time.
+const REOPEN_PATIENCE: Duration = Duration::from_millis(200);
+
 const SCHEMA_FILE: &str = "collection.json";
 
 /// Collections below a directory that belongs to this process alone.
@@ -47,6 +60,7 @@ struct Collections {
     open: parking_lot::Mutex<HashMap<Collection, Arc<Shard>>>,
     /// Held while one is opened or made.
     opening: parking_lot::Mutex<()>,
+    long_log: u64,
 }
 
 /// An open collection.
@@ -66,7 +80,8 @@ impl EdgeIndex {
         std::fs::create_dir_all(root)
             .with_context(|| format!("cannot make the index directory {} (RAG_DATA_DIR)", root.display()))?;
         let root = root.to_owned();
-        Ok(Self(Arc::new(Collections { root, open: Default::default(), opening: Default::default() })))
+        let (open, opening) = Default::default();
+        Ok(Self(Arc::new(Collections { root, open, opening, long_log: LONG_LOG })))
     }
 
     async fn with<T: Send + 'static>(
@@ -112,6 +127,27 @@ impl Collections {
         self.open.lock().insert(name.clone(), shard.clone());
         Ok(Some(shard))
     }
+
+    /// Opens a collection again if its log is long, which shortens it. Leaves it open when calls on it don't end soon.
+    fn shorten_log(&self, name: &Collection) -> anyhow::Result<()> {
+        let _opening = self.opening.lock();
+        if log::spare_bytes(&log_dir(&self.root.join(name.as_str())))? < self.long_log {
+            return Ok(());
+        }
+        let Some(mut shard) = self.open.lock().remove(name) else { return Ok(()) };
+        // Calls that begin now wait for `opening`; those that began before hold the shard.
+        let since = Instant::now();
+        while let Err(held) = Arc::try_unwrap(shard).map(drop) {
+            if since.elapsed() > REOPEN_PATIENCE {
+                self.open.lock().insert(name.clone(), held);
+                return Ok(());
+            }
+            shard = held;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.load(name)?;
+        Ok(())
+    }
 }
 
 /// Runs work that waits for disk or computes off the async threads.
@@ -138,7 +174,13 @@ impl Index for EdgeIndex {
     }
 
     async fn replace(&self, collection: &Collection, documents: Vec<Points>) -> Result<Vec<Holding>> {
-        self.with(collection, move |shard| shard.replace(documents)).await
+        let before = self.with(collection, move |shard| shard.replace(documents)).await?;
+        let (collections, name) = (self.0.clone(), collection.clone());
+        if let Err(error) = blocking(move || collections.shorten_log(&name)).await {
+            // All is stored. A collection that could not be opened again is opened by the next call, or says why not.
+            tracing::warn!(error = ?error, "could not shorten the log of collection `{collection}`");
+        }
+        Ok(before)
     }
 
     async fn delete(&self, collection: &Collection, document_id: &str) -> Result<u32> {
@@ -219,10 +261,9 @@ impl Shard {
         };
         let schema = serde_json::from_reader(std::io::BufReader::new(file))
             .with_context(|| format!("{SCHEMA_FILE} of collection `{name}` is damaged"))?;
-        trim_log(&path.join("shard").join("wal"))?;
-        let engine = EdgeShard::load(&path.join("shard"), None).with_context(|| {
-            format!("cannot open collection `{name}`; is another process using {}?", path.display())
-        })?;
+        let in_use = || format!("cannot open collection `{name}`; is another process using {}?", path.display());
+        log::trim(&log_dir(path)).with_context(in_use)?;
+        let engine = EdgeShard::load(&path.join("shard"), None).with_context(in_use)?;
         let (writing, dirty) = (parking_lot::Mutex::default(), AtomicBool::default());
         let shard = Self { name, schema, engine, writing, dirty };
         shard.index_payload()?;
@@ -412,6 +453,11 @@ fn sparse_vector(sparse: Sparse) -> anyhow::Result<VectorInternal> {
     Ok(VectorInternal::Sparse(vector))
 }
 
+/// Where the engine keeps the log of the collection in `path`.
+fn log_dir(path: &Path) -> PathBuf {
+    path.join("shard").join("wal")
+}
+
 fn field_path(field: &str) -> JsonPath {
     field.parse().expect("a plain field name is a path")
 }
@@ -432,72 +478,4 @@ fn passage(payload: Option<qdrant_edge::Payload>) -> anyhow::Result<Passage> {
     let payload = payload.context("a stored point has no payload")?;
     let payload: Payload = serde_json::from_value(Value::Object(payload.0)).context("a stored point is damaged")?;
     Ok(payload.passage)
-}
-
-/// Deletes the closed segments of the engine's log but the last, which carries the numbering on. The engine reads none
-/// of them and deletes none, so they would only grow.
-fn trim_log(log: &Path) -> anyhow::Result<()> {
-    let mut closed = Vec::new();
-    for entry in std::fs::read_dir(log).with_context(|| format!("cannot read {}", log.display()))? {
-        let path = entry?.path();
-        let first = path.file_name().and_then(|name| name.to_str()?.strip_prefix("closed-")?.parse::<u64>().ok());
-        closed.extend(first.map(|first| (first, path)));
-    }
-    closed.sort();
-    closed.pop();
-    for (_, path) in closed {
-        std::fs::remove_file(&path)?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::index::conformance::{document, schema};
-
-    fn collection() -> Collection {
-        Collection::new("docs").unwrap()
-    }
-
-    /// What a process would find that was started after this one was killed here.
-    async fn after_a_kill(root: &Path, asked: &[(String, String)]) -> Vec<Holding> {
-        let copy = tempfile::tempdir().unwrap();
-        copy_below(root, copy.path());
-        EdgeIndex::open(copy.path()).unwrap().holdings(&collection(), asked).await.unwrap()
-    }
-
-    fn copy_below(from: &Path, to: &Path) {
-        for entry in std::fs::read_dir(from).unwrap() {
-            let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
-            if from.is_dir() {
-                std::fs::create_dir_all(&to).unwrap();
-                copy_below(&from, &to);
-            } else {
-                std::fs::copy(&from, &to).unwrap();
-            }
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn what_is_said_to_be_stored_is_on_disk_even_after_a_write_that_failed_halfway() {
-        let dir = tempfile::tempdir().unwrap();
-        let index = EdgeIndex::open(dir.path()).unwrap();
-        index.create(&collection(), &schema()).await.unwrap();
-        let shard = index.0.find(&collection()).unwrap().unwrap();
-        let asked = [("a".to_owned(), "1".to_owned())];
-
-        // As a replacement does before an error ends it: without a flush.
-        shard.upsert(document("a", "1", 0, &["one", "two"]).points).unwrap();
-        assert_eq!(after_a_kill(dir.path(), &asked).await, [Holding::Nothing]);
-        let same = [Holding::Same { chunks: 2 }];
-        assert_eq!(index.holdings(&collection(), &asked).await.unwrap(), same);
-        assert_eq!(after_a_kill(dir.path(), &asked).await, same);
-
-        let of_document = only(matches("document_id", text("a")));
-        shard.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(of_document))).unwrap();
-        assert_eq!(after_a_kill(dir.path(), &asked).await, same);
-        assert_eq!(index.delete(&collection(), "a").await.unwrap(), 0);
-        assert_eq!(after_a_kill(dir.path(), &asked).await, [Holding::Nothing]);
-    }
 }
