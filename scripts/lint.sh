@@ -14,7 +14,13 @@ step() {
   "$@"
 }
 
+# A page must not promise a table that nobody filled in.
+no_placeholders() {
+  ! grep --recursive --include='*.md' --line-number --extended-regexp '^[A-Z]+_TABLE$' README.md docs
+}
+
 step cargo fmt --all --check
+step no_placeholders
 step scripts/check_dependencies.py
 step buf lint proto
 step buf format proto --diff --exit-code

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -20,6 +20,23 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 /// What predict serves, as rag's defaults expect it.
 const SERVED: &str = "embedder@champion,reranker@champion,generator@champion,credit-risk@champion";
 
+/// What the names of the services' settings begin with. Those of the shell are for the services it runs, not for these:
+/// a `DATABASE_URL` would have the demo publish into somebody's registry.
+const SETTINGS: [&str; 12] = [
+    "ARTIFACT_STORE",
+    "AWS_",
+    "DATABASE_URL",
+    "LOG_FORMAT",
+    "MODEL_REGISTRY_",
+    "OTEL_",
+    "PREDICT_",
+    "QDRANT_",
+    "RAG_",
+    "REGISTRY_",
+    "RUST_LOG",
+    "SERVER_",
+];
+
 /// The running services; dropped, they are stopped.
 pub(crate) struct Stack {
     settings: Settings,
@@ -33,6 +50,12 @@ impl Stack {
             if let Some(pid) = running_pid(&pid_file(settings, name)) {
                 bail!("{name} is already running (pid {}); stop it with `make down`", pid.as_raw_nonzero());
             }
+        }
+        for (name, address) in addresses(settings) {
+            // Another's service would answer in place of the demo's.
+            TcpListener::bind(address).with_context(|| {
+                format!("{address} is not free for {name}: end what listens there, or give another address (--help)")
+            })?;
         }
         fs::create_dir_all(settings.data_dir.join("run")).context("cannot make the data folder")?;
         fs::create_dir_all(settings.data_dir.join("logs"))?;
@@ -94,7 +117,13 @@ impl Stack {
         let log = self.settings.data_dir.join("logs").join(format!("{name}.log"));
         let out = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let binary = bin_dir(&self.settings)?.join(name);
-        let child = Command::new(&binary)
+        let mut command = Command::new(&binary);
+        for (inherited, _) in std::env::vars_os() {
+            if inherited.to_str().is_some_and(is_setting) {
+                command.env_remove(inherited);
+            }
+        }
+        let child = command
             .arg("serve")
             .envs(environment.iter().map(|(key, value)| (*key, value)))
             .stdin(Stdio::null())
@@ -113,13 +142,14 @@ impl Stack {
         let since = Instant::now();
         loop {
             let answer = health.check(HealthCheckRequest { service: String::new() }).await;
-            if answer.is_ok_and(|answer| answer.into_inner().status == ServingStatus::Serving as i32) {
-                return Ok(());
-            }
+            // Before the answer counts: with the child gone, somebody else gave it.
             if let Some((_, child)) = self.running.last_mut()
                 && let Some(status) = child.try_wait()?
             {
                 bail!("{name} ended with {status} before it was healthy");
+            }
+            if answer.is_ok_and(|answer| answer.into_inner().status == ServingStatus::Serving as i32) {
+                return Ok(());
             }
             if since.elapsed() > patience {
                 bail!("{name} is not healthy after {} s", patience.as_secs());
@@ -176,6 +206,22 @@ fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(50));
     }
     true
+}
+
+/// Every address the services listen on, and whose it is.
+fn addresses(settings: &Settings) -> [(&'static str, SocketAddr); 6] {
+    [
+        ("model-registry", settings.registry),
+        ("model-registry's admin server", settings.registry_admin),
+        ("predict", settings.predict),
+        ("predict's admin server", settings.predict_admin),
+        ("rag", settings.rag),
+        ("rag's admin server", settings.rag_admin),
+    ]
+}
+
+fn is_setting(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| name.starts_with(setting))
 }
 
 fn bin_dir(settings: &Settings) -> Result<PathBuf> {

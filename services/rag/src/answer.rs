@@ -208,6 +208,10 @@ impl Answers {
             .flat_map(|(passage, text)| sentences(text).into_iter().map(move |span| (passage, span)))
             .take(MAX_SENTENCES)
             .collect();
+        // A passage may be all marks, as a rule or an empty table; predict takes no call without documents.
+        if spans.is_empty() {
+            return Ok(None);
+        }
         let title = |passage: usize| hits[passage].found.passage.title.as_str();
         let documents = spans
             .iter()

@@ -13,7 +13,7 @@ use verdict_api::rag::{
 use verdict_chassis::status::Field;
 
 use crate::answer::{Citation, Finish, Part, Question};
-use crate::document::{Collection, Document, Passage};
+use crate::document::{Collection, Document, MAX_TITLE_BYTES, Passage};
 use crate::error::{Error, Result};
 use crate::index::{Counts, Found, Schema};
 use crate::ingest::{Fate, Report, Submission};
@@ -21,7 +21,6 @@ use crate::search::{Hit, Mode, Outcome, Search, Timing};
 
 const MAX_QUERY_BYTES: usize = 4096;
 const MAX_DOCUMENT_ID_BYTES: usize = 512;
-const MAX_TITLE_BYTES: usize = 1024;
 const MAX_URI_BYTES: usize = 4096;
 /// Of all keys and values together.
 const MAX_METADATA_BYTES: usize = 8192;

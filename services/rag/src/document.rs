@@ -8,6 +8,9 @@ use uuid::Uuid;
 
 use crate::chunk::Length;
 
+/// Most bytes of a title, and of a heading: each passage repeats them.
+pub(crate) const MAX_TITLE_BYTES: usize = 1024;
+
 /// The name of a collection: 1 to 64 letters, digits, '_' and '-'.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Collection(String);
@@ -63,7 +66,7 @@ impl Document {
 }
 
 /// Raised when the same document is to be stored in another way than before.
-const PASSAGE_FORMAT: u32 = 1;
+const PASSAGE_FORMAT: u32 = 2;
 
 /// A piece of a document as it is stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,9 +1,13 @@
 //! Which sentences of the passages carry an answer, and how much of it.
 
+mod said;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::words::Words;
+
+use self::said::{Said, is_exact};
 
 /// Most sentences that are cited for one answer.
 const MAX_CITED: usize = 3;
@@ -26,15 +30,17 @@ pub(crate) enum Unfounded {
     Empty,
     /// It has no word that the question hasn't.
     RestatesQuestion,
-    /// The passages don't carry enough of its words, or lack a number it names.
+    /// The passages don't carry enough of its words, lack a number it names, or negate where it does not.
     Unsupported,
 }
 
 /// Finds the fewest sentences that together carry the answer.
 ///
 /// What counts are the words that the question does not have already: `min_support` of them, and every number among
-/// them, must stand in the sentences. Words are compared by stem. Of sentences that carry equally much, the one that
-/// shares most with the question is taken, then the first.
+/// them, must stand in the sentences. Words are compared by stem, numbers whole. An answer that negates needs a sentence
+/// that does, and a sentence that negates carries only an answer or a question that does: "is refused" and "is not
+/// refused" have the same words otherwise. Of sentences that carry equally much, the one that agrees in this is taken,
+/// then the one that shares most with the question, then the first.
 pub(crate) fn find(
     words: &Words,
     question: &str,
@@ -42,9 +48,10 @@ pub(crate) fn find(
     passages: &[&str],
     min_support: f32,
 ) -> Result<Vec<Evidence>, Unfounded> {
-    let question: BTreeSet<String> = words.stems(question).into_iter().collect();
-    let all: BTreeSet<String> = words.stems(answer).into_iter().collect();
-    let claims: BTreeSet<&String> = all.difference(&question).collect();
+    let question = Said::by(words, question);
+    let answer = Said::by(words, answer);
+    let all = &answer.terms;
+    let claims: BTreeSet<&String> = all.difference(&question.terms).collect();
     if all.is_empty() {
         return Err(Unfounded::Empty);
     }
@@ -52,29 +59,33 @@ pub(crate) fn find(
         return Err(Unfounded::RestatesQuestion);
     }
 
-    let mut candidates: Vec<(usize, Range<usize>, BTreeSet<String>)> = Vec::new();
+    let mut candidates: Vec<(usize, Range<usize>, Said)> = Vec::new();
     for (passage, text) in passages.iter().enumerate() {
         for span in sentences(text) {
-            let stems = words.stems(&text[span.clone()]).into_iter().collect();
-            candidates.push((passage, span, stems));
+            let said = Said::by(words, &text[span.clone()]);
+            candidates.push((passage, span, said));
         }
     }
 
     let mut open = claims.clone();
     let mut cited: Vec<Evidence> = Vec::new();
+    let mut negated = false;
     while !open.is_empty() && cited.len() < MAX_CITED {
-        let carried = |stems: &BTreeSet<String>| open.iter().filter(|claim| stems.contains(**claim)).count();
-        let shared = |stems: &BTreeSet<String>| stems.intersection(&question).count();
+        let carried = |said: &Said| open.iter().filter(|claim| said.terms.contains(**claim)).count();
+        let shared = |said: &Said| said.terms.intersection(&question.terms).count();
+        let weight = |said: &Said| (carried(said), said.negates == answer.negates, shared(said));
         // `max_by_key` takes the last of equals; reversed, that is the first.
-        let best = candidates.iter().rev().max_by_key(|(_, _, stems)| (carried(stems), shared(stems)));
-        let Some((passage, span, stems)) = best.filter(|(_, _, stems)| carried(stems) > 0) else { break };
-        let support = all.intersection(stems).count() as f32 / all.len() as f32;
+        let best = candidates.iter().rev().max_by_key(|(_, _, said)| weight(said));
+        let Some((passage, span, said)) = best.filter(|(_, _, said)| carried(said) > 0) else { break };
+        let support = all.intersection(&said.terms).count() as f32 / all.len() as f32;
         cited.push(Evidence { passage: *passage, span: span.clone(), support });
-        open.retain(|claim| !stems.contains(*claim));
+        negated |= said.negates;
+        open.retain(|claim| !said.terms.contains(*claim));
     }
     let carried = 1.0 - open.len() as f32 / claims.len() as f32;
-    let lacks_number = open.iter().any(|claim| claim.bytes().any(|byte| byte.is_ascii_digit()));
-    if cited.is_empty() || carried < min_support || lacks_number {
+    let lacks_number = open.iter().any(|claim| is_exact(claim));
+    let contradicts = if answer.negates { !negated } else { negated && !question.negates };
+    if cited.is_empty() || carried < min_support || lacks_number || contradicts {
         return Err(Unfounded::Unsupported);
     }
     Ok(cited)
@@ -153,7 +164,11 @@ fn is_abbreviation(word: &str, mark: char) -> bool {
 fn trimmed(text: &str, span: Range<usize>) -> Option<Range<usize>> {
     let inner = &text[span.clone()];
     let marks = |c: char| c.is_whitespace() || matches!(c, '#' | '|' | '>' | '*' | '-' | '+' | '`');
-    let start = span.start + inner.len() - inner.trim_start_matches(marks).len();
+    let mut start = span.start + inner.len() - inner.trim_start_matches(marks).len();
+    // The sign of a number is no list mark.
+    if text[span.start..start].ends_with('-') && text[start..].starts_with(|c: char| c.is_ascii_digit()) {
+        start -= 1;
+    }
     let end = span.end - (inner.len() - inner.trim_end_matches(|c: char| c.is_whitespace() || c == '|').len());
     (start < end).then_some(start..end)
 }
@@ -213,6 +228,42 @@ mod tests {
     fn a_number_that_is_nowhere_makes_the_answer_unfounded() {
         let answer = "The Scottish scientist Alexander Fleming saw the mould in 1930";
         assert_eq!(cite("Who discovered penicillin?", answer), Err(Unfounded::Unsupported));
+    }
+
+    /// Whether one passage carries an answer to a question that says nothing of it.
+    fn carries(passage: &str, answer: &str) -> bool {
+        find(&Words::default(), "What about it?", answer, &[passage], 0.75).is_ok()
+    }
+
+    #[test]
+    fn a_number_is_carried_whole_or_not_at_all() {
+        assert!(carries("The rate rose to 3.5 % in May.", "3.5 %"));
+        assert!(!carries("The rate rose to 3.5 % in May.", "5.3 %"));
+        assert!(carries("The bank gave loans of 12,000 each.", "12000"));
+        assert!(!carries("The bank gave 12 loans of 5,000 each.", "12,000"));
+        assert!(!carries("The bank gave 12 loans of 000 each.", "12,000"));
+        assert!(carries("-5 degrees were measured.", "-5 degrees"));
+        assert!(!carries("-5 degrees were measured.", "5 degrees"));
+        assert!(!carries("It was 5 degrees.", "-5 degrees"));
+    }
+
+    #[test]
+    fn a_negation_is_carried_by_a_negation_and_by_nothing_else() {
+        assert!(carries("The application is refused.", "is refused"));
+        assert!(!carries("The application is refused.", "is not refused"));
+        assert!(carries("The application isn't refused.", "is not refused"));
+        assert!(!carries("The application is not refused.", "is refused"));
+        let find =
+            |question, answer| find(&Words::default(), question, answer, &["Small loans are not refused."], 0.75);
+        assert!(find("Which loans are not refused?", "small").is_ok(), "the question negates already");
+        assert_eq!(find("Which loans are refused?", "small"), Err(Unfounded::Unsupported));
+    }
+
+    #[test]
+    fn of_two_sentences_with_the_words_the_one_that_agrees_is_cited() {
+        let text = "The form is not needed. The form is needed for loans.";
+        let found = find(&Words::default(), "What about it?", "form needed", &[text], 0.75).unwrap();
+        assert_eq!(&text[found[0].span.clone()], "The form is needed for loans.");
     }
 
     proptest! {

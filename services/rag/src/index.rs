@@ -44,7 +44,8 @@ pub(crate) trait Index: Send + Sync {
 
     /// Puts documents in place of what is stored under their ids, and returns what was stored before. Each document's
     /// new points are there before its old ones go, so that a search in between finds one or the other. What is held
-    /// as [`Holding::Same`] is left alone.
+    /// as [`Holding::Same`] is left alone. Of two replacements of one document at once at least one is whole
+    /// afterwards; where the other is left as well, the document reads as [`Holding::Other`] until the next one.
     async fn replace(&self, collection: &Collection, documents: Vec<Points>) -> Result<Vec<Holding>>;
 
     /// Deletes a document and returns how many points it had.

@@ -1,5 +1,8 @@
 //! Documents in: read, cut, embedded, stored; a few at a time at every step, answered in order.
 
+mod group;
+mod pending;
+
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -14,14 +17,19 @@ use crate::error::{Error, Result};
 use crate::index::{Holding, Index, Point, Points, Schema};
 use crate::metrics;
 use crate::models::{Embedder, Models};
-use crate::parse::{Unreadable, parse};
+use crate::parse::{MAX_REPEATED_BYTES, Unreadable, parse};
 use crate::sparse::Sparse;
 use crate::words::Words;
 
-/// Documents read and cut ahead. With [`GROUP`] it bounds what is held: 24 documents of at most 16 MiB.
+use self::group::group;
+use self::pending::{Entered, Pending};
+
+/// Documents read and cut ahead. What is held altogether, from reading to storing, [`Pending`] bounds by bytes.
 const READ_AHEAD: usize = 8;
 /// Most documents that are embedded and stored together.
 const GROUP: usize = 16;
+/// Passages from which on a group takes no further document.
+const GROUP_PASSAGES: usize = 1024;
 /// Groups being embedded at once, so that predict has work while another group is being stored.
 const EMBEDDING: usize = 3;
 
@@ -78,12 +86,13 @@ struct Cut {
     passages: Vec<Passage>,
     /// What is embedded for each passage.
     inputs: Vec<String>,
+    entered: Entered,
 }
 
 /// A document after embedding.
 enum Ready {
     Reported(Report),
-    Embedded { collection: Collection, version: String, points: Points },
+    Embedded { collection: Collection, version: String, points: Points, entered: Entered },
 }
 
 /// What is stored in one collection together.
@@ -92,6 +101,8 @@ struct Work {
     /// Of each document, its place among the reports and its version.
     places: Vec<(usize, String)>,
     points: Vec<Points>,
+    /// Leave when it is done.
+    entered: Vec<Entered>,
 }
 
 /// Documents that go on together, and what ended the stream after them.
@@ -119,19 +130,32 @@ impl Ingest {
         let (reading, embedding, storing, settling) = (batcher.clone(), batcher.clone(), batcher.clone(), batcher);
         let touched = Arc::new(parking_lot::Mutex::new(Vec::<Collection>::new()));
         let to_settle = touched.clone();
+        let (pending, length) = (Pending::new(), reading.chunker.length());
 
-        let reports = documents
-            .map(move |document| {
+        let entered = documents.then(move |message| {
+            let pending = pending.clone();
+            async move {
+                match message? {
+                    Ok((collection, document)) => {
+                        let entered = pending.enter(&collection, &document, length).await;
+                        Ok::<_, Status>(Ok((collection, document, entered)))
+                    }
+                    Err(report) => Ok(Err(report)),
+                }
+            }
+        });
+        let read = entered
+            .map(move |message| {
                 let reading = reading.clone();
                 async move {
-                    match document? {
-                        Ok((collection, document)) => Ok(reading.read(collection, document).await?),
+                    match message? {
+                        Ok((collection, document, entered)) => Ok(reading.read(collection, document, entered).await?),
                         Err(report) => Ok(Read::Reported(report)),
                     }
                 }
             })
-            .buffered(READ_AHEAD)
-            .ready_chunks(GROUP)
+            .buffered(READ_AHEAD);
+        let reports = group(read, GROUP, passages, GROUP_PASSAGES)
             .map(move |group| {
                 // A task of its own: it goes on while this stream waits for the store.
                 let embedding = embedding.clone();
@@ -162,21 +186,31 @@ impl Ingest {
     }
 }
 
+/// Counts the passages that are to be embedded.
+fn passages(read: &Result<Read, Status>) -> usize {
+    match read {
+        Ok(Read::Cut(cut)) => cut.passages.len(),
+        Ok(Read::Reported(_)) | Err(_) => 0,
+    }
+}
+
 impl Batcher {
-    async fn read(&self, collection: Collection, document: Document) -> Result<Read> {
+    async fn read(&self, collection: Collection, document: Document, entered: Entered) -> Result<Read> {
         let version = document.version();
         let revision = document.revision(&version, self.chunker.length());
         let id = document.id.clone();
         if let Some(schema) = self.ingest.index.schema(&collection).await? {
             self.must_match(&collection, &schema)?;
-            let asked = [(id.clone(), revision.clone())];
-            let held = self.ingest.index.holdings(&collection, &asked).await?;
-            if let [Holding::Same { chunks }] = held[..] {
-                return Ok(Read::Reported(Report { document_id: id, version, fate: Fate::Unchanged { chunks } }));
+            if !entered.follows_another {
+                let asked = [(id.clone(), revision.clone())];
+                let held = self.ingest.index.holdings(&collection, &asked).await?;
+                if let [Holding::Same { chunks }] = held[..] {
+                    return Ok(Read::Reported(Report { document_id: id, version, fate: Fate::Unchanged { chunks } }));
+                }
             }
         }
         let (chunker, name, digest) = (self.chunker.clone(), collection, version.clone());
-        let cut = tokio::task::spawn_blocking(move || cut(&chunker, name, document, digest, revision)).await;
+        let cut = tokio::task::spawn_blocking(move || cut(&chunker, name, document, digest, revision, entered)).await;
         let failed = |reason, message| {
             Ok(Read::Reported(Report { document_id: id.clone(), version, fate: Fate::Failed { reason, message } }))
         };
@@ -237,7 +271,7 @@ impl Batcher {
     }
 
     fn ready(&self, cut: Cut, vectors: Result<Vec<Vec<f32>>, String>) -> Ready {
-        let Cut { collection, document_id, version, revision, passages, inputs: _ } = cut;
+        let Cut { collection, document_id, version, revision, passages, inputs: _, entered } = cut;
         match vectors {
             Ok(vectors) => {
                 let point = |(passage, dense): (Passage, Vec<f32>)| {
@@ -245,7 +279,7 @@ impl Batcher {
                     Point { sparse: Sparse::of_passage(&self.ingest.words, &text), passage, dense }
                 };
                 let points = passages.into_iter().zip(vectors).map(point).collect();
-                Ready::Embedded { collection, version, points: Points { document_id, revision, points } }
+                Ready::Embedded { collection, version, points: Points { document_id, revision, points }, entered }
             }
             Err(problem) => {
                 let message = format!("a passage could not be embedded: {problem}");
@@ -264,21 +298,27 @@ impl Batcher {
         for document in documents {
             match document {
                 Ready::Reported(report) => reports.push(Some(report)),
-                Ready::Embedded { collection, version, points } => {
+                Ready::Embedded { collection, version, points, entered } => {
                     let place = (reports.len(), version);
                     reports.push(None);
                     match work.iter_mut().find(|work| work.collection == collection) {
                         Some(work) => {
                             work.places.push(place);
                             work.points.push(points);
+                            work.entered.push(entered);
                         }
-                        None => work.push(Work { collection, places: vec![place], points: vec![points] }),
+                        None => work.push(Work {
+                            collection,
+                            places: vec![place],
+                            points: vec![points],
+                            entered: vec![entered],
+                        }),
                     }
                 }
             }
         }
         let mut failed = None;
-        for Work { collection, places, points } in work {
+        for Work { collection, places, points, entered } in work {
             let ids: Vec<_> = points.iter().map(|one| (one.document_id.clone(), one.points.len() as u32)).collect();
             match self.replace(&collection, points).await {
                 Ok(before) => {
@@ -297,6 +337,7 @@ impl Batcher {
                 }
                 Err(error) => failed = failed.or(Some(error.into())),
             }
+            drop(entered);
         }
         // A document that was not stored ends the stream: what comes after it is not reported, and sent again it is
         // found unchanged if it was stored.
@@ -332,6 +373,7 @@ fn cut(
     document: Document,
     version: String,
     revision: String,
+    entered: Entered,
 ) -> Result<Cut, Unreadable> {
     let Document { id, content_type, content, title, uri, metadata } = document;
     let text = parse(&content_type, content)?;
@@ -340,6 +382,12 @@ fn cut(
         false => title,
     };
     let pieces = chunker.cut(&text);
+    let labels: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let headings: usize = pieces.iter().flat_map(|piece| &piece.headings).map(String::len).sum();
+    let repeated = headings + pieces.len() * (title.len() + uri.len() + labels);
+    if repeated > MAX_REPEATED_BYTES {
+        return Err(Unreadable::RepeatsTooMuch(repeated));
+    }
     let chunks = pieces.len() as u32;
     let passages: Vec<Passage> = pieces
         .into_iter()
@@ -364,7 +412,7 @@ fn cut(
     }
     let inputs =
         passages.iter().map(|passage| chunker.with_context(&passage.title, &passage.headings, &passage.text)).collect();
-    Ok(Cut { collection, document_id: id, version, revision, passages, inputs })
+    Ok(Cut { collection, document_id: id, version, revision, passages, inputs, entered })
 }
 
 impl Report {
@@ -381,5 +429,31 @@ impl Report {
             }
         };
         ::metrics::counter!(metrics::DOCUMENTS, "state" => state, "reason" => "").increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::tests::letters;
+
+    #[tokio::test]
+    async fn a_document_that_repeats_too_much_is_not_taken_apart() {
+        let chunker = Chunker::new(letters(), Length { tokens: 1, overlap: 0 }, 1000);
+        let collection = Collection::new("a").unwrap();
+        let try_with = async |bytes: usize| {
+            let document = Document {
+                id: "1".into(),
+                content_type: "text/plain".into(),
+                content: "a ".repeat(200).into_bytes(),
+                title: String::new(),
+                uri: String::new(),
+                metadata: [("key".to_owned(), "x".repeat(bytes))].into(),
+            };
+            let entered = Pending::new().enter(&collection, &document, chunker.length()).await;
+            cut(&chunker, collection.clone(), document, "v".into(), "r".into(), entered)
+        };
+        assert_eq!(try_with(10).await.unwrap().passages.len(), 200);
+        assert_eq!(try_with(1 << 20).await.err().unwrap().reason(), "TOO_LARGE");
     }
 }

@@ -4,11 +4,16 @@ mod html;
 
 use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
 
+use crate::document::MAX_TITLE_BYTES;
+
 /// What can be ingested, for messages.
 pub(crate) const SUPPORTED: &str = "text/plain, text/markdown, text/html";
 
 /// Largest document, in bytes.
 pub(crate) const MAX_BYTES: usize = 16 << 20;
+
+/// Most bytes of title, headings, URI and metadata in all passages of a document together.
+pub(crate) const MAX_REPEATED_BYTES: usize = 128 << 20;
 
 /// Text with its structure.
 #[derive(Debug, PartialEq)]
@@ -16,7 +21,7 @@ pub(crate) struct Text {
     /// What the spans of chunks count in: the document itself, or for HTML the text taken from it.
     pub(crate) text: String,
     pub(crate) syntax: Syntax,
-    /// The title the document gives itself.
+    /// The title the document gives itself, at most [`MAX_TITLE_BYTES`] of it.
     pub(crate) title: Option<String>,
     /// In order of their place.
     pub(crate) headings: Vec<Heading>,
@@ -36,6 +41,7 @@ pub(crate) struct Heading {
     pub(crate) start: usize,
     /// 1 is the outermost.
     pub(crate) level: u8,
+    /// At most [`MAX_TITLE_BYTES`] of it.
     pub(crate) text: String,
 }
 
@@ -52,6 +58,11 @@ pub(crate) enum Unreadable {
     Empty,
     #[error("the document has {0} bytes; at most {MAX_BYTES} are taken")]
     TooLarge(usize),
+    #[error(
+        "the passages would repeat title, headings, uri and metadata in {0} bytes; at most {MAX_REPEATED_BYTES} are \
+         taken: shorten these, or split the document"
+    )]
+    RepeatsTooMuch(usize),
 }
 
 impl Unreadable {
@@ -62,7 +73,7 @@ impl Unreadable {
             Self::Charset(_) => "UNSUPPORTED_CHARSET",
             Self::NotUtf8(_) => "NOT_UTF8",
             Self::Empty => "EMPTY_DOCUMENT",
-            Self::TooLarge(_) => "TOO_LARGE",
+            Self::TooLarge(_) | Self::RepeatsTooMuch(_) => "TOO_LARGE",
         }
     }
 }
@@ -85,7 +96,7 @@ pub(crate) fn parse(content_type: &str, content: Vec<u8>) -> Result<Text, Unread
         return Err(Unreadable::TooLarge(content.len()));
     }
     let text = String::from_utf8(content).map_err(|error| Unreadable::NotUtf8(error.utf8_error().valid_up_to()))?;
-    let text = match essence.as_str() {
+    let mut text = match essence.as_str() {
         "text/html" => html::parse(&text),
         "text/markdown" => {
             let headings = markdown_headings(&text);
@@ -96,6 +107,10 @@ pub(crate) fn parse(content_type: &str, content: Vec<u8>) -> Result<Text, Unread
     };
     if text.text.chars().all(|c| c.is_whitespace() || c == '\u{feff}') {
         return Err(Unreadable::Empty);
+    }
+    // A heading may be as long as the document, and each passage below repeats it.
+    for long in text.headings.iter_mut().map(|heading| &mut heading.text).chain(&mut text.title) {
+        long.truncate(long.floor_char_boundary(MAX_TITLE_BYTES));
     }
     Ok(text)
 }
@@ -191,6 +206,15 @@ mod tests {
         assert_eq!(at("deep"), ["The Big One", "A", "Deep"]);
         assert_eq!(at("## B"), ["The Big One", "B"]);
         assert_eq!(at("end"), ["Set"]);
+    }
+
+    #[test]
+    fn a_heading_as_long_as_the_document_is_cut_on_a_character_border() {
+        let text = read("text/markdown", &format!("x{}\n===\n\nbelow\n", "é ".repeat(300_000))).unwrap();
+        assert_eq!(text.headings_at(text.text.len() - 2)[0].len(), MAX_TITLE_BYTES - 1, "the last é is left out");
+        assert!(text.title.unwrap().starts_with("xé é"));
+        let text = read("text/html", &format!("<title>{0}</title><h1>{0}</h1>", "long ".repeat(300_000))).unwrap();
+        assert_eq!((text.title.unwrap().len(), text.headings[0].text.len()), (MAX_TITLE_BYTES, MAX_TITLE_BYTES));
     }
 
     #[test]

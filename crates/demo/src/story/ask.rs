@@ -19,7 +19,7 @@ use crate::{
 const QUESTIONS: [(&str, &str); 4] = [
     (CRANFIELD, "What is the effect of wing camber on the lift?"),
     (CRANFIELD, "What causes the slipstream to increase lift on a wing?"),
-    (DOCS, "What does the answer carry when a queue is full?"),
+    (DOCS, "Which three models does rag need?"),
     (CRANFIELD, "Who won the football world cup in 1998?"),
 ];
 

@@ -31,6 +31,7 @@ macro_rules! all_cases {
                 another_revision_takes_the_place_of_the_one_before,
                 half_a_document_is_not_taken_for_the_whole,
                 a_search_during_a_replacement_finds_one_or_the_other,
+                two_replacements_at_once_leave_one_of_them_whole,
                 deleting_takes_one_document_and_says_how_much,
                 dense_ranks_by_cosine,
                 sparse_ranks_by_rare_words_and_leaves_out_what_has_none,
@@ -61,12 +62,12 @@ fn fresh() -> Collection {
     Collection::new(&format!("t-{}", uuid::Uuid::new_v4().simple())).unwrap()
 }
 
-fn schema() -> Schema {
+pub(super) fn schema() -> Schema {
     Schema { embedding_digest: "sha256:a".into(), dimensions: 4 }
 }
 
 /// A document of one point per text; its dense vectors point into the direction of `axis`.
-fn document(id: &str, revision: &str, axis: usize, texts: &[&str]) -> Points {
+pub(super) fn document(id: &str, revision: &str, axis: usize, texts: &[&str]) -> Points {
     let points = texts
         .iter()
         .zip(0..)
@@ -196,6 +197,23 @@ async fn a_search_during_a_replacement_finds_one_or_the_other(index: &dyn Index,
     };
     tokio::join!(replacing, searching);
     assert_eq!(find(index, c, by_words("target")).await.len(), 1);
+}
+
+async fn two_replacements_at_once_leave_one_of_them_whole(index: &dyn Index, c: &Collection) {
+    stored(index, c, vec![document("a", "0", 0, &["target"])]).await;
+    for round in 0..10 {
+        let replacing = ["x", "y"].map(|writer| {
+            let document = document("a", &format!("{writer}{round}"), 0, &["target one", "target two"]);
+            stored(index, c, vec![document])
+        });
+        futures::future::join_all(replacing).await;
+        let found = find(index, c, by_words("target")).await;
+        let of =
+            |writer: &str| found.iter().filter(|found| found.passage.revision == format!("{writer}{round}")).count();
+        assert!(of("x") == 2 || of("y") == 2, "neither is whole: {found:?}");
+    }
+    stored(index, c, vec![document("a", "last", 0, &["target"])]).await;
+    assert_eq!(find(index, c, by_words("target")).await.len(), 1, "the next one repairs what was left");
 }
 
 async fn deleting_takes_one_document_and_says_how_much(index: &dyn Index, c: &Collection) {

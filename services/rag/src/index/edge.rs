@@ -7,10 +7,19 @@
 //! The engine loads what was flushed and does not replay its write-ahead log. So every write here ends with a flush,
 //! and only then is it answered: a process killed at any moment has lost nothing it acknowledged. A document that was
 //! half written when it died reads as [`Holding::Other`] and is replaced when it is sent again.
+//!
+//! The engine never shortens that log either. When it has grown long, the collection is closed and opened again, and
+//! shortened in between.
+
+mod log;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -34,6 +43,11 @@ use crate::sparse::Sparse;
 /// Most collections of one process: each holds files and memory while it is open.
 const MAX_COLLECTIONS: usize = 256;
 
+/// Bytes of a collection's log that could be freed, from which on it is worth opening the collection again.
+const LONG_LOG: u64 = 256 << 20;
+/// How long that waits for calls on the collection to end, while others wait for it; then it is left for next time.
+const REOPEN_PATIENCE: Duration = Duration::from_millis(200);
+
 const SCHEMA_FILE: &str = "collection.json";
 
 /// Collections below a directory that belongs to this process alone.
@@ -46,6 +60,7 @@ struct Collections {
     open: parking_lot::Mutex<HashMap<Collection, Arc<Shard>>>,
     /// Held while one is opened or made.
     opening: parking_lot::Mutex<()>,
+    long_log: u64,
 }
 
 /// An open collection.
@@ -55,6 +70,8 @@ struct Shard {
     engine: EdgeShard,
     /// Held while writing: the engine's flush must meet no other writer.
     writing: parking_lot::Mutex<()>,
+    /// Whether something is stored that may not be on disk. Set before it is, cleared after it is flushed.
+    dirty: AtomicBool,
 }
 
 impl EdgeIndex {
@@ -63,7 +80,8 @@ impl EdgeIndex {
         std::fs::create_dir_all(root)
             .with_context(|| format!("cannot make the index directory {} (RAG_DATA_DIR)", root.display()))?;
         let root = root.to_owned();
-        Ok(Self(Arc::new(Collections { root, open: Default::default(), opening: Default::default() })))
+        let (open, opening) = Default::default();
+        Ok(Self(Arc::new(Collections { root, open, opening, long_log: LONG_LOG })))
     }
 
     async fn with<T: Send + 'static>(
@@ -109,6 +127,27 @@ impl Collections {
         self.open.lock().insert(name.clone(), shard.clone());
         Ok(Some(shard))
     }
+
+    /// Opens a collection again if its log is long, which shortens it. Leaves it open when calls on it don't end soon.
+    fn shorten_log(&self, name: &Collection) -> anyhow::Result<()> {
+        let _opening = self.opening.lock();
+        if log::spare_bytes(&log_dir(&self.root.join(name.as_str())))? < self.long_log {
+            return Ok(());
+        }
+        let Some(mut shard) = self.open.lock().remove(name) else { return Ok(()) };
+        // Calls that begin now wait for `opening`; those that began before hold the shard.
+        let since = Instant::now();
+        while let Err(held) = Arc::try_unwrap(shard).map(drop) {
+            if since.elapsed() > REOPEN_PATIENCE {
+                self.open.lock().insert(name.clone(), held);
+                return Ok(());
+            }
+            shard = held;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.load(name)?;
+        Ok(())
+    }
 }
 
 /// Runs work that waits for disk or computes off the async threads.
@@ -131,12 +170,17 @@ impl Index for EdgeIndex {
 
     async fn holdings(&self, collection: &Collection, documents: &[(String, String)]) -> Result<Vec<Holding>> {
         let documents = documents.to_vec();
-        self.with(collection, move |shard| documents.iter().map(|(id, revision)| shard.holding(id, revision)).collect())
-            .await
+        self.with(collection, move |shard| shard.holdings(&documents)).await
     }
 
     async fn replace(&self, collection: &Collection, documents: Vec<Points>) -> Result<Vec<Holding>> {
-        self.with(collection, move |shard| shard.replace(documents)).await
+        let before = self.with(collection, move |shard| shard.replace(documents)).await?;
+        let (collections, name) = (self.0.clone(), collection.clone());
+        if let Err(error) = blocking(move || collections.shorten_log(&name)).await {
+            // All is stored. A collection that could not be opened again is opened by the next call, or says why not.
+            tracing::warn!(error = ?error, "could not shorten the log of collection `{collection}`");
+        }
+        Ok(before)
     }
 
     async fn delete(&self, collection: &Collection, document_id: &str) -> Result<u32> {
@@ -164,10 +208,12 @@ impl Index for EdgeIndex {
     async fn settle(&self, collection: &Collection) -> Result<()> {
         self.with(collection, |shard| {
             let _writing = shard.writing.lock();
+            // What is rebuilt has to reach the disk as what is written does.
+            shard.dirty.store(true, Ordering::SeqCst);
             if shard.engine.optimize()? {
                 shard.index_payload()?;
-                shard.engine.flush();
             }
+            shard.flush();
             Ok(())
         })
         .await
@@ -215,11 +261,11 @@ impl Shard {
         };
         let schema = serde_json::from_reader(std::io::BufReader::new(file))
             .with_context(|| format!("{SCHEMA_FILE} of collection `{name}` is damaged"))?;
-        trim_log(&path.join("shard").join("wal"))?;
-        let engine = EdgeShard::load(&path.join("shard"), None).with_context(|| {
-            format!("cannot open collection `{name}`; is another process using {}?", path.display())
-        })?;
-        let shard = Self { name, schema, engine, writing: parking_lot::Mutex::default() };
+        let in_use = || format!("cannot open collection `{name}`; is another process using {}?", path.display());
+        log::trim(&log_dir(path)).with_context(in_use)?;
+        let engine = EdgeShard::load(&path.join("shard"), None).with_context(in_use)?;
+        let (writing, dirty) = (parking_lot::Mutex::default(), AtomicBool::default());
+        let shard = Self { name, schema, engine, writing, dirty };
         shard.index_payload()?;
         Ok(Some(shard))
     }
@@ -239,11 +285,24 @@ impl Shard {
                     field_name: field_path(field),
                     field_schema: Some(PayloadFieldSchema::FieldType(schema)),
                 };
-                let operation = FieldIndexOperations::CreateIndex(create);
-                self.engine.update(UpdateOperation::FieldIndexOperation(operation))?;
+                self.update(UpdateOperation::FieldIndexOperation(FieldIndexOperations::CreateIndex(create)))?;
             }
         }
         Ok(())
+    }
+
+    /// Changes what is stored; on disk it is after [`Shard::flush`].
+    fn update(&self, operation: UpdateOperation) -> anyhow::Result<()> {
+        self.dirty.store(true, Ordering::SeqCst);
+        Ok(self.engine.update(operation)?)
+    }
+
+    /// Brings what is stored to disk if it is not there. To be called with `writing` held.
+    fn flush(&self) {
+        if self.dirty.load(Ordering::SeqCst) {
+            self.engine.flush();
+            self.dirty.store(false, Ordering::SeqCst);
+        }
     }
 
     fn count(&self, filter: Option<Filter>) -> anyhow::Result<usize> {
@@ -269,6 +328,19 @@ impl Shard {
         Ok(if same { Holding::Same { chunks: stored as u32 } } else { Holding::Other })
     }
 
+    /// As [`Shard::holding`] for each; what is [`Holding::Same`] is on disk, because it is not sent again.
+    fn holdings(&self, documents: &[(String, String)]) -> anyhow::Result<Vec<Holding>> {
+        let all = || documents.iter().map(|(id, revision)| self.holding(id, revision)).collect();
+        let held: Vec<Holding> = all()?;
+        let acknowledges = held.iter().any(|held| matches!(held, Holding::Same { .. }));
+        if !acknowledges || !self.dirty.load(Ordering::SeqCst) {
+            return Ok(held);
+        }
+        let _writing = self.writing.lock();
+        self.flush();
+        all()
+    }
+
     fn replace(&self, documents: Vec<Points>) -> anyhow::Result<Vec<Holding>> {
         let _writing = self.writing.lock();
         let mut before = Vec::with_capacity(documents.len());
@@ -279,24 +351,28 @@ impl Shard {
             if matches!(held, Holding::Same { .. }) {
                 continue;
             }
-            let mut points = points.into_iter().peekable();
-            while points.peek().is_some() {
-                let batch =
-                    points.by_ref().take(WRITE_BATCH).map(|point| self.point(point)).collect::<Result<_, _>>()?;
-                let insert = PointOperations::UpsertPoints(PointInsertOperations::PointsList(batch));
-                self.engine.update(UpdateOperation::PointOperation(insert))?;
-            }
+            self.upsert(points)?;
             if held == Holding::Other {
                 let stale = Filter {
                     must: Some(vec![matches("document_id", text(&document_id))]),
                     must_not: Some(vec![matches("revision", text(&revision))]),
                     ..Filter::new()
                 };
-                self.engine.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(stale)))?;
+                self.update(UpdateOperation::PointOperation(PointOperations::DeletePointsByFilter(stale)))?;
             }
         }
-        self.engine.flush();
+        self.flush();
         Ok(before)
+    }
+
+    fn upsert(&self, points: Vec<Point>) -> anyhow::Result<()> {
+        let mut points = points.into_iter().peekable();
+        while points.peek().is_some() {
+            let batch = points.by_ref().take(WRITE_BATCH).map(|point| self.point(point)).collect::<Result<_, _>>()?;
+            let insert = PointOperations::UpsertPoints(PointInsertOperations::PointsList(batch));
+            self.update(UpdateOperation::PointOperation(insert))?;
+        }
+        Ok(())
     }
 
     fn point(&self, point: Point) -> anyhow::Result<qdrant_edge::PointStructPersisted> {
@@ -315,9 +391,10 @@ impl Shard {
         let stored = self.count(Some(of_document.clone()))?;
         if stored > 0 {
             let delete = PointOperations::DeletePointsByFilter(of_document);
-            self.engine.update(UpdateOperation::PointOperation(delete))?;
-            self.engine.flush();
+            self.update(UpdateOperation::PointOperation(delete))?;
         }
+        // Also where there is nothing: an earlier call that failed may have deleted it in memory only.
+        self.flush();
         Ok(stored as u32)
     }
 
@@ -376,6 +453,11 @@ fn sparse_vector(sparse: Sparse) -> anyhow::Result<VectorInternal> {
     Ok(VectorInternal::Sparse(vector))
 }
 
+/// Where the engine keeps the log of the collection in `path`.
+fn log_dir(path: &Path) -> PathBuf {
+    path.join("shard").join("wal")
+}
+
 fn field_path(field: &str) -> JsonPath {
     field.parse().expect("a plain field name is a path")
 }
@@ -396,21 +478,4 @@ fn passage(payload: Option<qdrant_edge::Payload>) -> anyhow::Result<Passage> {
     let payload = payload.context("a stored point has no payload")?;
     let payload: Payload = serde_json::from_value(Value::Object(payload.0)).context("a stored point is damaged")?;
     Ok(payload.passage)
-}
-
-/// Deletes the closed segments of the engine's log but the last, which carries the numbering on. The engine reads none
-/// of them and deletes none, so they would only grow.
-fn trim_log(log: &Path) -> anyhow::Result<()> {
-    let mut closed = Vec::new();
-    for entry in std::fs::read_dir(log).with_context(|| format!("cannot read {}", log.display()))? {
-        let path = entry?.path();
-        let first = path.file_name().and_then(|name| name.to_str()?.strip_prefix("closed-")?.parse::<u64>().ok());
-        closed.extend(first.map(|first| (first, path)));
-    }
-    closed.sort();
-    closed.pop();
-    for (_, path) in closed {
-        std::fs::remove_file(&path)?;
-    }
-    Ok(())
 }

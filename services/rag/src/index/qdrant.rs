@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use async_trait::async_trait;
+use qdrant_client::qdrant::facet_value::Variant;
 use qdrant_client::qdrant::{
     Condition, CountPointsBuilder, CreateCollection, CreateCollectionBuilder, CreateFieldIndexCollectionBuilder,
-    DeletePointsBuilder, Distance, FieldType, Filter, GetPointsBuilder, Modifier, NamedVectors, PointId, PointStruct,
-    PrefetchQueryBuilder, Query as EngineQuery, QueryPoints, QueryPointsBuilder, RrfBuilder, SparseVectorParamsBuilder,
-    SparseVectorsConfigBuilder, UpsertPointsBuilder, Value, Vector, VectorInput, VectorParamsBuilder,
-    VectorsConfigBuilder,
+    DeletePointsBuilder, Distance, FacetCountsBuilder, FieldType, Filter, GetPointsBuilder, Modifier, NamedVectors,
+    PointId, PointStruct, PrefetchQueryBuilder, Query as EngineQuery, QueryPoints, QueryPointsBuilder, RrfBuilder,
+    SparseVectorParamsBuilder, SparseVectorsConfigBuilder, UpsertPointsBuilder, Value, Vector, VectorInput,
+    VectorParamsBuilder, VectorsConfigBuilder,
 };
 use qdrant_client::{Payload as EnginePayload, Qdrant, QdrantError};
 use tonic::Code;
@@ -27,6 +28,9 @@ use crate::error::{Error, Result};
 
 /// Under this key of a collection's metadata stands its [`Schema`].
 const METADATA_KEY: &str = "verdict";
+
+/// Most revisions of one document that are asked for. One is usual; writers that died or met leave more.
+const MAX_REVISIONS: u64 = 1000;
 
 /// Collections on a Qdrant server.
 pub(crate) struct QdrantIndex {
@@ -79,6 +83,20 @@ impl QdrantIndex {
         ]);
         let same = self.count(collection, Some(of_revision)).await? == stored;
         Ok(if same { Holding::Same { chunks: u32::try_from(stored).unwrap_or(u32::MAX) } } else { Holding::Other })
+    }
+
+    /// Returns the revisions that points of a document are of.
+    async fn revisions(&self, collection: &Collection, document_id: &str) -> Result<Vec<String>> {
+        let request = FacetCountsBuilder::new(collection.as_str(), "revision")
+            .filter(of_document(document_id))
+            .limit(MAX_REVISIONS)
+            .exact(true);
+        let response = self.client.facet(request).await.map_err(|error| failed(collection, error))?;
+        let revision = |value| match value {
+            Variant::StringValue(revision) => Some(revision),
+            Variant::IntegerValue(_) | Variant::BoolValue(_) => None,
+        };
+        Ok(response.hits.into_iter().filter_map(|hit| revision(hit.value?.variant?)).collect())
     }
 
     async fn delete_where(&self, collection: &Collection, filter: Filter) -> Result<()> {
@@ -136,15 +154,20 @@ impl Index for QdrantIndex {
             if matches!(held, Holding::Same { .. }) {
                 continue;
             }
+            // Before anything is written: of two writers that meet, one at most sees what the other wrote, so one at
+            // least stays whole.
+            let mut seen = match held {
+                Holding::Other => self.revisions(collection, &document_id).await?,
+                Holding::Nothing | Holding::Same { .. } => Vec::new(),
+            };
+            seen.retain(|seen| *seen != revision);
             let points = points.into_iter().map(|point| engine_point(collection, point)).collect::<Result<Vec<_>>>()?;
             for batch in points.chunks(WRITE_BATCH) {
                 let request = UpsertPointsBuilder::new(collection.as_str(), batch.to_vec()).wait(true);
                 self.client.upsert_points(request).await.map_err(|error| failed(collection, error))?;
             }
-            if held == Holding::Other {
-                let mut stale = of_document(&document_id);
-                stale.must_not.push(Condition::matches("revision", revision));
-                self.delete_where(collection, stale).await?;
+            if !seen.is_empty() {
+                self.delete_where(collection, of_revisions(&document_id, seen)).await?;
             }
         }
         Ok(before)
@@ -258,6 +281,12 @@ fn of_document(document_id: &str) -> Filter {
     Filter::must([Condition::matches("document_id", document_id.to_owned())])
 }
 
+fn of_revisions(document_id: &str, revisions: Vec<String>) -> Filter {
+    let mut filter = of_document(document_id);
+    filter.must.push(Condition::matches("revision", revisions));
+    filter
+}
+
 fn passage(payload: HashMap<String, Value>) -> Result<Passage> {
     let payload: Payload = EnginePayload::from(payload).deserialize().context("a stored point is damaged")?;
     Ok(payload.passage)
@@ -288,7 +317,7 @@ fn unavailable(source: anyhow::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use qdrant_client::qdrant::query::Variant;
+    use qdrant_client::qdrant::query::Variant as QueryVariant;
     use qdrant_client::qdrant::vectors_config;
 
     use super::*;
@@ -326,8 +355,16 @@ mod tests {
                 [Condition::matches("labels", r#"["source","docs"]"#.to_owned())]
             );
         }
-        let Some(Variant::Rrf(rrf)) = request.query.unwrap().variant else { panic!() };
+        let Some(QueryVariant::Rrf(rrf)) = request.query.unwrap().variant else { panic!() };
         assert_eq!(rrf.k, Some(61));
+    }
+
+    #[test]
+    fn only_the_revisions_that_were_seen_are_deleted() {
+        let filter = of_revisions("d", vec!["1".into(), "2".into()]);
+        let seen = Condition::matches("revision", vec!["1".to_owned(), "2".to_owned()]);
+        assert_eq!(filter.must, [Condition::matches("document_id", "d".to_owned()), seen]);
+        assert!(filter.must_not.is_empty() && filter.should.is_empty());
     }
 
     #[test]

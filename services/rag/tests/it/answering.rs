@@ -123,6 +123,16 @@ async fn answers_cite_what_stands_in_the_documents_and_nothing_else_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn passages_without_a_sentence_end_in_an_abstention() {
+    let models = Models::serve(&[EMBEDDER, RERANKER]).await;
+    let rag = Rag::start(&models).await;
+    rag.ingest(vec![document("rule", "text/plain", "* * *\n\n| | |")]).await;
+    let answer = ask(&rag, question("What is written here?")).await;
+    assert!(!answer.retrieved.hits.is_empty());
+    assert_eq!(answer.finish.reason, "LOW_RELEVANCE");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn health_follows_the_models_it_needs() {
     let models = Models::serve(&[EMBEDDER]).await;
     let rag = Rag::start(&models).await;

@@ -82,6 +82,23 @@ async fn the_same_document_is_left_alone_another_content_replaces_it_and_deletio
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_one_document_several_times_in_a_stream_the_last_one_stays() {
+    let models = Models::serve(&[EMBEDDER]).await;
+    let rag = Rag::start(&models).await;
+    let first = || document("note", "text/plain", "The kettle is red.");
+    let second = || document("note", "text/plain", "The kettle is blue.");
+    rag.ingest(vec![first()]).await;
+    let reports = rag.ingest(vec![second(), first()]).await;
+    assert_eq!(states(&reports), [IngestState::Replaced; 2]);
+    let found = rag.search("kettle", SearchMode::Sparse).await;
+    assert_eq!(found.hits.len(), 1);
+    assert_eq!(best(found).text, "The kettle is red.");
+    let reports = rag.ingest(vec![first(), second(), second(), first()]).await;
+    assert_eq!(reports[0].state(), IngestState::Unchanged);
+    assert_eq!(best(rag.search("kettle", SearchMode::Sparse).await).text, "The kettle is red.");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_not_be_ingested_is_reported_with_its_reason_and_the_others_go_on() {
     let models = Models::serve(&[EMBEDDER]).await;
     let rag = Rag::start(&models).await;
