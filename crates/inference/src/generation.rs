@@ -67,10 +67,12 @@ impl Generator {
         self.vocabulary.bos.into_iter().chain(tokens.into_iter().map(|token| token.id)).collect()
     }
 
-    /// The text's own tokens, without what the model adds, and the bytes of the text each stands for. A character
-    /// without a token of its own is several tokens, each of which covers the whole character.
-    pub fn tokens(&self, text: &str) -> Vec<Token> {
-        self.vocabulary.tokens(text, false)
+    /// The text's tokens and the bytes of the text each stands for; `special` adds the beginning-of-text token, if the
+    /// model wants one. A character without a token of its own is several tokens, each of which covers the whole
+    /// character.
+    pub fn tokens(&self, text: &str, special: bool) -> Vec<Token> {
+        let begin = self.vocabulary.bos.filter(|_| special).map(|id| Token { id, start: 0, end: 0 });
+        begin.into_iter().chain(self.vocabulary.tokens(text, false)).collect()
     }
 
     /// Begins to continue `prompt`, ids of `encode`. Computes nothing yet.

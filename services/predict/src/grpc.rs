@@ -22,6 +22,7 @@ use crate::{
     catalog::Catalog,
     convert,
     decide::{Decider, Moment},
+    error::Error,
     generate::Event,
     model::Engine,
     release::Task,
@@ -101,17 +102,22 @@ impl predict_service_server::PredictService for Predict {
     }
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let deadline = context::of(&request).deadline;
         let (model, inputs, special) = convert::tokenize(request.into_inner())?;
         let found = self.catalog.find(&model)?;
         let bytes = inputs.iter().map(String::len).sum();
         let loaded = found.model.clone();
-        let tokens = text::off_thread(bytes, move || match &loaded.engine {
-            Engine::Embedding(model) => Ok(text::tokens_of(model.tokenizer().tokenizer, &inputs, special)),
-            Engine::Reranking(model) => Ok(text::tokens_of(model.tokenizer().tokenizer, &inputs, special)),
-            Engine::Generation(model) => Ok(model.tokens(&inputs, special)),
+        let split = move |text: &String| match &loaded.engine {
+            Engine::Embedding(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
+            Engine::Reranking(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
+            Engine::Generation(model) => Ok(model.tokens(text, special)),
             Engine::Tabular(_) => loaded.wrong(Task::TextEmbedding),
+        };
+        let tokens = text::off_thread(bytes, move || {
+            let one = |text| text::before(deadline, || split(text)).flatten().map(convert::tokens);
+            inputs.iter().map(one).collect::<Result<_, Error>>()
         });
-        let tokens = tokens.await??.into_iter().map(convert::tokens).collect();
+        let tokens = tokens.await??;
         let served_by = Some(convert::served_by(&found, Timing::default()));
         Ok(Response::new(TokenizeResponse { tokens, served_by }))
     }
