@@ -153,10 +153,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TreeEnsemble, Problem> {
     if let Some(best) = best_iteration {
         uses_every_round(&best, &model)?;
     }
-    let features = features(&num_feature, feature_names)?;
+    let (width, names) = features(&num_feature, feature_names)?;
     let base = base(&base_score)?;
     let mut ensemble = TreeEnsemble {
-        features,
+        width,
+        names,
         base,
         trees: Vec::with_capacity(model.trees.len()),
         nodes: Vec::new(),
@@ -191,21 +192,19 @@ fn uses_every_round(best: &str, forest: &Forest) -> Result<(), Problem> {
     Ok(())
 }
 
-fn features(count: &str, names: Vec<String>) -> Result<Vec<String>, Problem> {
+/// The number of features, and their names where the file has them: it has none when training was given bare numbers.
+fn features(count: &str, names: Vec<String>) -> Result<(usize, Vec<String>), Problem> {
     let count = match count.parse::<usize>() {
         Ok(count @ 1..=MAX_FEATURES) => count,
         _ => return malformed(format!("num_feature is `{count}`, expected 1 to {MAX_FEATURES}")),
     };
-    if names.is_empty() {
-        return Ok((0..count).map(|i| format!("f{i}")).collect());
-    }
-    if names.len() != count {
+    if !names.is_empty() && names.len() != count {
         return malformed(format!("{} feature_names for {count} features", names.len()));
     }
     let mut seen = HashSet::new();
     match names.iter().find(|name| !seen.insert(name.as_str())) {
         Some(twice) => malformed(format!("feature name `{twice}` occurs twice")),
-        None => Ok(names),
+        None => Ok((count, names)),
     }
 }
 
@@ -264,7 +263,7 @@ fn lay_out(tree: &JsonTree, ensemble: &mut TreeEnsemble) -> Result<f64, Problem>
                     return unsupported("a categorical split; supported: numeric splits");
                 }
                 let feature = match u32::try_from(split_indices[node]) {
-                    Ok(feature) if (feature as usize) < ensemble.features.len() => feature,
+                    Ok(feature) if (feature as usize) < ensemble.width => feature,
                     _ => return malformed(format!("node {node} splits on feature {}", split_indices[node])),
                 };
                 let missing_left = default_left[node].is_set();
