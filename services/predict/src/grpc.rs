@@ -94,7 +94,8 @@ impl predict_service_server::PredictService for Predict {
         let PredictRequest { model, input } = request.into_inner();
         let found = self.catalog.find(&model)?;
         let tabular = found.model.tabular()?;
-        let cells = convert::cells(input, &tabular.schema)?;
+        let (bytes, loaded) = (convert::cell_bytes(input.as_ref()), found.model.clone());
+        let cells = text::off_thread(bytes, move || convert::cells(input, &loaded.tabular()?.schema)).await??;
         let (margins, timing) = tabular.margins(cells, deadline).await?;
         let probabilities = margins.iter().map(|margin| TreeEnsemble::probability(*margin)).collect();
         let served_by = Some(convert::served_by(&found, timing));

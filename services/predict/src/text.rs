@@ -20,8 +20,8 @@ use crate::{
 
 /// Most bytes of one text.
 pub const MAX_TEXT: usize = 1 << 20;
-/// More text than this is tokenized on a thread that may block.
-const INLINE_TEXT: usize = 16 << 10;
+/// More bytes than this are worked on by a thread that may block.
+const INLINE: usize = 16 << 10;
 
 /// Why one of several inputs has no answer.
 #[derive(Clone, Debug)]
@@ -190,15 +190,15 @@ impl From<ItemError> for ItemFailure {
     }
 }
 
-/// Runs `work` where it is: at once when there is little text, else on a thread that may block.
+/// Runs `work` where it is: at once when there are few bytes to work on, else on a thread that may block.
 pub(crate) async fn off_thread<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    if bytes <= INLINE_TEXT {
+    if bytes <= INLINE {
         return Ok(work());
     }
-    Ok(tokio::task::spawn_blocking(work).await.context("the tokenizer panicked")?)
+    Ok(tokio::task::spawn_blocking(work).await.context("work on a request panicked")?)
 }
 
 /// Does `work` unless the deadline has passed.
