@@ -110,6 +110,10 @@ impl Follower {
             .context("loading panicked")
             .and_then(|loaded| loaded)
             .with_context(|| format!("version {version} cannot be loaded"))?;
+        // Before it serves: after a restart without the registry, what served last must serve again.
+        if offline.is_none() {
+            self.cache.remember(reference, &release)?;
+        }
         let old = slot.swap(loaded);
         metrics::swap(&reference.to_string(), "swapped");
         match old {
@@ -121,9 +125,8 @@ impl Follower {
                 info!(model.reference = %reference, model.version = version, "serving version {version} of `{reference}`")
             }
         }
-        match offline {
-            Some(unreachable) => slot.note(format!("served from the cache: {unreachable}")),
-            None => self.cache.remember(reference, &release)?,
+        if let Some(unreachable) = offline {
+            slot.note(format!("served from the cache: {unreachable}"));
         }
         Ok(())
     }

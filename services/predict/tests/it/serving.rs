@@ -128,6 +128,31 @@ async fn it_starts_from_its_cache_while_the_registry_is_down() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_cannot_be_remembered_is_not_taken_until_it_can() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let second = registry.publish_credit_risk(2, None).await;
+    let (predict, dir) = Predict::warm(&registry, &[MODEL]).await;
+
+    let (resolved, aside) = (dir.path().join("cache/resolved"), dir.path().join("aside"));
+    fs::rename(&resolved, &aside).unwrap();
+    fs::write(&resolved, "no folder").unwrap();
+    registry.point("credit-risk", "champion", second.version).await;
+    predict.wait("it says why", async || predict.served().await[0].message.contains("cannot remember")).await;
+    assert_eq!(version_of(&predict).await, 1);
+    fs::remove_file(&resolved).unwrap();
+    fs::rename(&aside, &resolved).unwrap();
+    predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
+    predict.stop().await;
+
+    let registry = registry.stop().await;
+    let predict = Predict::start(config(dir.path(), &registry.url(), &[MODEL])).await;
+    predict.wait_ready().await;
+    assert_eq!(version_of(&predict).await, 2);
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_corrupted_or_broken_version_is_refused_and_the_old_one_stays() {
     let registry = Registry::start().await;
     registry.publish_credit_risk(1, Some("champion")).await;
