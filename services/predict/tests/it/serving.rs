@@ -5,13 +5,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use verdict_api::{
     predict::{PredictRequest, Row, Rows, ServedModelState, predict_request::Input},
-    registry::Task,
+    registry::{Task, Version},
 };
 use verdict_chassis::status;
 
@@ -176,15 +177,45 @@ async fn a_corrupted_or_broken_version_is_refused_and_the_old_one_stays() {
     predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
 
     // Sound bytes, but a policy that makes no sense.
+    publish_broken(&registry).await;
+    predict.wait("it says why", async || predict.served().await[0].message.contains("thresholds must rise")).await;
+    assert_eq!(version_of(&predict).await, 2);
+    predict.stop().await;
+}
+
+/// Publishes, as champion, a version whose policy makes no sense.
+async fn publish_broken(registry: &Registry) -> Version {
     let broken = tempfile::tempdir().unwrap();
     fs::copy(credit_risk().join("1/model.json"), broken.path().join("model.json")).unwrap();
     let policy =
         r#"{"id":"p","version":"1","adverse":"high","outcomes":[{"outcome":"approve","below":2},{"outcome":"x"}]}"#;
     fs::write(broken.path().join("policy.json"), policy).unwrap();
     let dir = broken.path().to_owned();
-    registry.publish("credit-risk", Task::TabularClassification, dir, Some("champion")).await;
-    predict.wait("it says why", async || predict.served().await[0].message.contains("thresholds must rise")).await;
-    assert_eq!(version_of(&predict).await, 2);
+    registry.publish("credit-risk", Task::TabularClassification, dir, Some("champion")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_cannot_be_loaded_is_neither_fetched_nor_read_again_and_again() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let (predict, dir) = Predict::warm(&registry, &[MODEL, "credit-risk/1"]).await;
+    let broken = publish_broken(&registry).await;
+    let told = async || predict.served().await[0].message.contains("thresholds must rise");
+    predict.wait("it says why", told).await;
+
+    // Whoever looked at this file again would put it right.
+    let folder = dir.path().join("cache/sha256").join(broken.digest.strip_prefix("sha256:").unwrap());
+    fs::write(folder.join("policy.json"), "spoiled").unwrap();
+    // Wakes both slots; the other one has nothing to do, and sweeps.
+    let sound = registry.publish_credit_risk(2, None).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(fs::read(folder.join("policy.json")).unwrap(), b"spoiled");
+    assert!(told().await);
+    assert_eq!(version_of(&predict).await, 1);
+
+    registry.point("credit-risk", "champion", sound.version).await;
+    predict.wait("it answers", async || version_of(&predict).await == sound.version).await;
+    predict.wait("the files of the broken one go", async || !folder.exists()).await;
     predict.stop().await;
 }
 
