@@ -198,3 +198,37 @@ impl Iterator for Session {
         Some(Step { id, text, logprob })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs the demo's generator.
+    mod live {
+        use verdict_testkit::models;
+
+        use super::*;
+
+        #[test]
+        fn reading_a_prompt_in_parts_is_reading_it_token_by_token() {
+            let file = models::dir("gemma-3-270m").join("gemma-3-270m-q4_k_m.gguf");
+            let generator = Generator::load(&file).unwrap();
+            // Longer than the window of the local layers and a part.
+            let text = "The bank asked for the year, the amount and the purpose of each loan. ".repeat(50);
+            let prompt = generator.encode(&text);
+            assert!(prompt.len() > 512 + CHUNK, "{}", prompt.len());
+            let read = |part: usize| {
+                let mut state = generator.model.state(prompt.len());
+                for tokens in prompt.chunks(part) {
+                    generator.model.read(tokens, &mut state);
+                }
+                generator.model.logits(&mut state).to_vec()
+            };
+            let one_by_one = read(1);
+            for part in [37, CHUNK] {
+                let apart = read(part).iter().zip(&one_by_one).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(apart < 1e-3, "parts of {part}: logits are {apart} apart");
+            }
+        }
+    }
+}

@@ -340,7 +340,8 @@ mod tests {
         let (batcher, open) = gated(64, 1);
         let running = busy(&batcher).await;
         let expired = batcher.submit(vec![(13, 1)], Some(Instant::now())).unwrap().remove(0);
-        drop(batcher.submit(vec![(13, 1)], None).unwrap());
+        // Would share a batch with the last one, where 13 would break it.
+        drop(batcher.submit(vec![(5, 1)], None).unwrap());
         let last = batcher.submit(vec![(2, 1)], None).unwrap().remove(0);
         drop(open);
         assert!(running.await.unwrap().is_ok());

@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     fs,
     sync::{
         Arc,
@@ -11,7 +11,7 @@ use std::{
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use verdict_api::{
-    predict::{PredictRequest, Row, Rows, ServedModelState, predict_request::Input},
+    predict::{DecideRequest, PredictRequest, Row, Rows, ServedModelState, predict_request::Input},
     registry::{Task, Version},
 };
 use verdict_chassis::status;
@@ -23,6 +23,17 @@ const MODEL: &str = "credit-risk@champion";
 fn request() -> PredictRequest {
     let rows = applications().into_iter().map(|features| Row { features }).collect();
     PredictRequest { model: MODEL.to_owned(), input: Some(Input::Rows(Rows { rows })) }
+}
+
+/// Too many rows to be computed where they arrive: they wait in the queue of the version they found.
+fn queued() -> PredictRequest {
+    let rows = applications().into_iter().cycle().take(64).map(|features| Row { features }).collect();
+    PredictRequest { model: MODEL.to_owned(), input: Some(Input::Rows(Rows { rows })) }
+}
+
+fn case() -> DecideRequest {
+    let features = applications().swap_remove(0);
+    DecideRequest { model: MODEL.to_owned(), features, ..DecideRequest::default() }
 }
 
 async fn version_of(predict: &Predict) -> i64 {
@@ -38,15 +49,21 @@ async fn an_alias_moves_under_load_and_no_request_fails() {
 
     let done = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..8)
-        .map(|_| {
-            let (mut client, done) = (predict.client(), done.clone());
+        .map(|caller| {
+            let (mut client, mut decisions, done) = (predict.client(), predict.decisions(), done.clone());
             tokio::spawn(async move {
-                let mut versions = Vec::new();
+                let mut answers = Vec::new();
                 while !done.load(Ordering::Relaxed) {
-                    let answer = client.predict(request()).await.expect("no request fails").into_inner();
-                    versions.push(answer.served_by.unwrap().version);
+                    answers.push(if caller % 2 == 0 {
+                        let answer = client.predict(queued()).await.expect("no request fails").into_inner();
+                        (answer.served_by.unwrap().version, answer.margins)
+                    } else {
+                        let decided = decisions.decide(case()).await.expect("no decision fails").into_inner();
+                        let decision = decided.decision.unwrap();
+                        (decision.version, vec![decision.margin])
+                    });
                 }
-                versions
+                answers
             })
         })
         .collect();
@@ -54,13 +71,19 @@ async fn an_alias_moves_under_load_and_no_request_fails() {
     registry.point("credit-risk", "champion", second.version).await;
     predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
     done.store(true, Ordering::Relaxed);
-    let mut seen = BTreeSet::new();
+    let mut seen = BTreeMap::new();
     for caller in callers {
-        let versions = caller.await.unwrap();
-        assert!(versions.is_sorted(), "a caller saw the old version after the new one");
-        seen.extend(versions);
+        let answers = caller.await.unwrap();
+        assert!(answers.is_sorted_by_key(|(version, _)| *version), "a caller saw the old version after the new one");
+        for (version, margins) in answers {
+            let first = seen.entry((margins.len(), version)).or_insert_with(|| margins.clone());
+            assert_eq!(*first, margins, "an answer is of the version it names");
+        }
     }
-    assert_eq!(seen, BTreeSet::from([1, 2]));
+    assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [(1, 1), (1, 2), (64, 1), (64, 2)]);
+    for count in [1, 64] {
+        assert_ne!(seen[&(count, 1)], seen[&(count, 2)]);
+    }
     predict.stop().await;
 }
 
