@@ -149,7 +149,9 @@ mod tests {
         let (log, writer) = slow(PATIENCE);
         let running = begin(&writer, "running").await;
         for request_id in ["left", "left too"] {
-            begin(&writer, request_id).await.abort();
+            let recording = begin(&writer, request_id).await;
+            recording.abort();
+            assert!(recording.await.unwrap_err().is_cancelled());
         }
         log.permits.add_permits(1);
         running.await.unwrap().unwrap();

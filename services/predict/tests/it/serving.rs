@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use tokio::sync::Barrier;
 use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use verdict_api::{
@@ -47,13 +48,15 @@ async fn an_alias_moves_under_load_and_no_request_fails() {
     let second = registry.publish_credit_risk(2, None).await;
     let (predict, _dir) = Predict::warm(&registry, &[MODEL]).await;
 
-    let done = Arc::new(AtomicBool::new(false));
+    let (done, begun) = (Arc::new(AtomicBool::new(false)), Arc::new(Barrier::new(9)));
     let callers: Vec<_> = (0..8)
         .map(|caller| {
-            let (mut client, mut decisions, done) = (predict.client(), predict.decisions(), done.clone());
+            let (mut client, mut decisions) = (predict.client(), predict.decisions());
+            let (done, begun) = (done.clone(), begun.clone());
             tokio::spawn(async move {
                 let mut answers = Vec::new();
-                while !done.load(Ordering::Relaxed) {
+                loop {
+                    let is_last = done.load(Ordering::Relaxed);
                     answers.push(if caller % 2 == 0 {
                         let answer = client.predict(queued()).await.expect("no request fails").into_inner();
                         (answer.served_by.unwrap().version, answer.margins)
@@ -62,12 +65,17 @@ async fn an_alias_moves_under_load_and_no_request_fails() {
                         let decision = decided.decision.unwrap();
                         (decision.version, vec![decision.margin])
                     });
+                    if is_last {
+                        return answers;
+                    }
+                    if answers.len() == 1 {
+                        begun.wait().await;
+                    }
                 }
-                answers
             })
         })
         .collect();
-    predict.wait("requests run on version 1", async || version_of(&predict).await == 1).await;
+    begun.wait().await;
     registry.point("credit-risk", "champion", second.version).await;
     predict.wait("version 2 answers", async || version_of(&predict).await == 2).await;
     done.store(true, Ordering::Relaxed);
