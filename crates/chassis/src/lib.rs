@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`telemetry`] | logs, OTLP spans, W3C trace context, the Prometheus recorder; once per process |
 //! | [`settings`] | parsers for durations and counts, and the table `<service> config` prints |
+//! | [`runtime`] | the runtime a process lives on, and its end, which no blocking work holds up |
 //! | [`stop`] | the token that SIGTERM and SIGINT cancel |
 //! | [`health`] | what is ready and why not: one board behind gRPC health and `/readyz` |
 //! | [`server`] | [`server::serve`]: listeners, the one stack around every call, drain with a deadline, admin HTTP |
@@ -24,6 +25,7 @@ pub mod client;
 pub mod context;
 pub mod health;
 pub mod metrics;
+pub mod runtime;
 pub mod server;
 pub mod settings;
 pub mod status;

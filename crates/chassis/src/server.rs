@@ -52,7 +52,7 @@ pub struct ServerConfig {
     /// Age at which a connection is asked to reconnect, so that new replicas get traffic; its open calls go on
     #[arg(long, env = "SERVER_MAX_CONNECTION_AGE", default_value = "30m", value_parser = settings::positive_duration)]
     pub max_connection_age: Duration,
-    /// Time in which a new connection must send its first byte
+    /// Time in which a new connection must begin to speak HTTP/2
     #[arg(long, env = "SERVER_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = settings::positive_duration)]
     pub handshake_timeout: Duration,
     /// Time between two HTTP/2 pings on a connection; a peer that misses one for as long again is gone

@@ -67,10 +67,12 @@ impl Generator {
         self.vocabulary.bos.into_iter().chain(tokens.into_iter().map(|token| token.id)).collect()
     }
 
-    /// The text's own tokens, without what the model adds, and the bytes of the text each stands for. A character
-    /// without a token of its own is several tokens, each of which covers the whole character.
-    pub fn tokens(&self, text: &str) -> Vec<Token> {
-        self.vocabulary.tokens(text, false)
+    /// The text's tokens and the bytes of the text each stands for; `special` adds the beginning-of-text token, if the
+    /// model wants one. A character without a token of its own is several tokens, each of which covers the whole
+    /// character.
+    pub fn tokens(&self, text: &str, special: bool) -> Vec<Token> {
+        let begin = self.vocabulary.bos.filter(|_| special).map(|id| Token { id, start: 0, end: 0 });
+        begin.into_iter().chain(self.vocabulary.tokens(text, false)).collect()
     }
 
     /// Begins to continue `prompt`, ids of `encode`. Computes nothing yet.
@@ -194,5 +196,39 @@ impl Iterator for Session {
             }
         }
         Some(Step { id, text, logprob })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs the demo's generator.
+    mod live {
+        use verdict_testkit::models;
+
+        use super::*;
+
+        #[test]
+        fn reading_a_prompt_in_parts_is_reading_it_token_by_token() {
+            let file = models::dir("gemma-3-270m").join("gemma-3-270m-q4_k_m.gguf");
+            let generator = Generator::load(&file).unwrap();
+            // Longer than the window of the local layers and a part.
+            let text = "The bank asked for the year, the amount and the purpose of each loan. ".repeat(50);
+            let prompt = generator.encode(&text);
+            assert!(prompt.len() > 512 + CHUNK, "{}", prompt.len());
+            let read = |part: usize| {
+                let mut state = generator.model.state(prompt.len());
+                for tokens in prompt.chunks(part) {
+                    generator.model.read(tokens, &mut state);
+                }
+                generator.model.logits(&mut state).to_vec()
+            };
+            let one_by_one = read(1);
+            for part in [37, CHUNK] {
+                let apart = read(part).iter().zip(&one_by_one).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(apart < 1e-3, "parts of {part}: logits are {apart} apart");
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! The engine: embedding, reranking, generation and tree ensembles on a CPU.
 //!
 //! Everything here is synchronous and `Send + Sync`; one call computes on the thread that makes it, so callers choose
-//! how many run at once. Weights come from formats that cannot run code: safetensors, GGUF and JSON.
+//! how many run at once. Only the steps of a generation share rayon's pool. Weights come from formats that cannot run
+//! code: safetensors, GGUF and JSON.
 
 use std::path::{Path, PathBuf};
 

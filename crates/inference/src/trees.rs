@@ -49,7 +49,9 @@ struct Tree {
 /// A tree ensemble with one output, in the order and precision (`f32`) of the library that trained it.
 #[derive(Debug)]
 pub struct TreeEnsemble {
-    features: Vec<String>,
+    width: usize,
+    /// Empty where the file has none.
+    names: Vec<String>,
     base: f32,
     trees: Vec<Tree>,
     nodes: Vec<Node>,
@@ -68,19 +70,19 @@ impl TreeEnsemble {
 
     /// Length of a row.
     pub fn num_features(&self) -> usize {
-        self.features.len()
+        self.width
     }
 
-    /// The names of a row's values, in order; `f0`, `f1`, … where the model carries none.
+    /// The names of a row's values, in order; empty where the model carries none.
     pub fn feature_names(&self) -> &[String] {
-        &self.features
+        &self.names
     }
 
     /// Computes the margin (log-odds) of each row and replaces `out` by them. Rows are row-major, NaN is missing.
     ///
     /// Panics unless `rows` holds a whole number of rows.
     pub fn margins(&self, rows: &[f32], out: &mut Vec<f32>) {
-        let width = self.features.len();
+        let width = self.width;
         assert!(rows.len().is_multiple_of(width), "{} values are no rows of {width}", rows.len());
         out.clear();
         out.resize(rows.len() / width, self.base);
@@ -122,7 +124,7 @@ impl TreeEnsemble {
     ///
     /// Panics unless `row` holds `num_features()` values.
     pub fn shap(&self, row: &[f32]) -> Vec<f32> {
-        assert_eq!(row.len(), self.features.len(), "one row");
+        assert_eq!(row.len(), self.width, "one row");
         shap::values(self, row)
     }
 }

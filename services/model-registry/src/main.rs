@@ -16,7 +16,7 @@ use model_registry::{Config, store};
 use verdict_api::registry::Signature;
 use verdict_chassis::server::Listeners;
 use verdict_chassis::telemetry::{self, TelemetryConfig};
-use verdict_chassis::{client, settings, stop};
+use verdict_chassis::{client, runtime, settings, stop};
 
 /// Models, versions, aliases, artifacts.
 #[derive(Parser)]
@@ -72,23 +72,17 @@ struct PublishArgs {
     request_id: Option<String>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let matches = settings::matches(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let outcome = match cli.command {
-        Command::Serve(config) => serve(*config).await,
-        Command::Migrate(database) => migrate(database).await,
-        Command::Config(_) => print_config(&matches),
-        Command::Publish(args) => publish_directory(args).await,
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("model-registry: {error:#}");
-            ExitCode::FAILURE
+    runtime::block_on("model-registry", async {
+        match cli.command {
+            Command::Serve(config) => serve(*config).await,
+            Command::Migrate(database) => migrate(database).await,
+            Command::Config(_) => print_config(&matches),
+            Command::Publish(args) => publish_directory(args).await,
         }
-    }
+    })
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

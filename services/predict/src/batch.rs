@@ -96,6 +96,25 @@ struct Job<I, O> {
     reply: oneshot::Sender<Result<Done<O>, Failure>>,
 }
 
+impl<I, O> State<I, O> {
+    /// Drops jobs nobody waits for any more.
+    fn let_go(&mut self, now: Instant) {
+        self.waiting = std::mem::take(&mut self.waiting).into_iter().filter_map(|job| job.wanted(now)).collect();
+        self.cost = self.waiting.iter().map(|job| job.cost).sum();
+    }
+}
+
+impl<I, O> Job<I, O> {
+    /// Returns the job if somebody waits for it; answers it if its deadline has passed.
+    fn wanted(self, now: Instant) -> Option<Self> {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            let _gone = self.reply.send(Err(Failure::Expired));
+            return None;
+        }
+        (!self.reply.is_closed()).then_some(self)
+    }
+}
+
 impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     /// Starts the workers. `compute` answers a batch in order, one output per item.
     pub fn start(
@@ -124,7 +143,11 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         let shared = &*self.shared;
         let accepted = Instant::now();
         let mut state = shared.state.lock();
-        if state.waiting.len() + items.len() > shared.limits.queue {
+        let is_full = |state: &State<I, O>| state.waiting.len() + items.len() > shared.limits.queue;
+        if is_full(&state) {
+            state.let_go(accepted);
+        }
+        if is_full(&state) {
             drop(state);
             shared.meters.refused();
             let wait = Duration::from_micros(shared.last_wait.load(Ordering::Relaxed));
@@ -182,14 +205,7 @@ impl<I, O> Shared<I, O> {
 
     fn run(&self, batch: Vec<Job<I, O>>) {
         let started = Instant::now();
-        let mut jobs = Vec::with_capacity(batch.len());
-        for job in batch {
-            if job.deadline.is_some_and(|deadline| deadline <= started) {
-                let _gone = job.reply.send(Err(Failure::Expired));
-            } else if !job.reply.is_closed() {
-                jobs.push(job);
-            }
-        }
+        let mut jobs: Vec<_> = batch.into_iter().filter_map(|job| job.wanted(started)).collect();
         let Some(first) = jobs.first() else { return };
         let waited = started.duration_since(first.accepted);
         self.last_wait.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -291,6 +307,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn jobs_nobody_waits_for_do_not_keep_the_queue_full() {
+        let (batcher, open) = gated(4, 1);
+        let running = busy(&batcher).await;
+        let expired = batcher.submit(vec![(2, 10)], Some(Instant::now())).unwrap().remove(0);
+        drop(batcher.submit(vec![(3, 10)], None).unwrap());
+        let waiting = batcher.submit(vec![(4, 1), (5, 1)], None).unwrap();
+        let last = batcher.submit(vec![(6, 1), (7, 1)], None).unwrap();
+        assert_eq!(batcher.shared.state.lock().cost, 4);
+        assert_eq!(expired.await.unwrap().unwrap_err(), Failure::Expired);
+        batcher.submit(vec![(8, 1)], None).unwrap_err();
+        drop(open);
+        for ticket in [running].into_iter().chain(waiting).chain(last) {
+            assert!(ticket.await.unwrap().is_ok());
+        }
+    }
+
+    #[tokio::test]
     async fn what_arrives_while_the_worker_is_busy_makes_one_batch() {
         let (batcher, open) = gated(64, 1);
         let first = busy(&batcher).await;
@@ -307,7 +340,8 @@ mod tests {
         let (batcher, open) = gated(64, 1);
         let running = busy(&batcher).await;
         let expired = batcher.submit(vec![(13, 1)], Some(Instant::now())).unwrap().remove(0);
-        drop(batcher.submit(vec![(13, 1)], None).unwrap());
+        // Would share a batch with the last one, where 13 would break it.
+        drop(batcher.submit(vec![(5, 1)], None).unwrap());
         let last = batcher.submit(vec![(2, 1)], None).unwrap().remove(0);
         drop(open);
         assert!(running.await.unwrap().is_ok());

@@ -1,7 +1,8 @@
 //! Model files on local disk, addressed by content and verified before every load.
 //!
-//! `sha256/<digest>/<path>` holds a version's files, complete or not there at all; `resolved/<reference>.json` holds
-//! what each reference last pointed at, so that the service starts without the registry; `tmp` holds what is arriving.
+//! `sha256/<digest>/<path>` holds a version's files, complete or not there at all; `resolved/<hash of a
+//! reference>.json` holds what it last pointed at, so that the service starts without the registry; `tmp` holds what is
+//! arriving.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -357,6 +358,21 @@ mod tests {
         cache.sweep([&reference]).unwrap();
         assert_eq!(fs::read_dir(dir.path().join("cache/sha256")).unwrap().count(), 1);
         assert_eq!(cache.remembered(&reference).unwrap(), Some(remembered));
+    }
+
+    #[test]
+    fn references_of_any_length_are_remembered_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = open(&dir);
+        let (model, alias) = ("m".repeat(255), "a".repeat(255));
+        let references = [format!("{model}@{alias}"), format!("{model}@b"), format!("{model}/1")];
+        let references = references.map(|reference| reference.parse::<Reference>().unwrap());
+        for (version, reference) in references.iter().enumerate() {
+            cache.remember(reference, &Release { version: version as i64, ..release(&["a"]) }).unwrap();
+        }
+        for (version, reference) in references.iter().enumerate() {
+            assert_eq!(cache.remembered(reference).unwrap().unwrap().version, version as i64);
+        }
     }
 
     #[test]

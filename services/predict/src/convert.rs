@@ -26,6 +26,8 @@ use crate::{
 
 /// Most texts of one request.
 pub const MAX_INPUTS: usize = 1024;
+/// Most rows by name in one request: each costs far more than a row of a matrix.
+pub const MAX_ROWS: usize = 10_000;
 /// Most bytes of a rerank query: it is tokenized with every document.
 const MAX_QUERY: usize = 16 << 10;
 /// Tokens to generate when the caller does not say how many.
@@ -125,6 +127,17 @@ pub fn tokenize(request: api::TokenizeRequest) -> Result<(String, Vec<String>, b
     }
 }
 
+/// Returns how many bytes of cells a request asks for, which says whether it is laid out in place.
+pub fn cell_bytes(input: Option<&api::predict_request::Input>) -> usize {
+    use api::predict_request::Input;
+    let cells = match input {
+        None => 0,
+        Some(Input::Matrix(matrix)) => matrix.values.len(),
+        Some(Input::Rows(rows)) => rows.rows.iter().map(|row| row.features.len()).sum(),
+    };
+    cells * size_of::<f32>()
+}
+
 /// Lays the rows of a request out as the model's columns, row-major.
 pub fn cells(input: Option<api::predict_request::Input>, schema: &Schema) -> Result<Vec<f32>> {
     use api::predict_request::Input;
@@ -138,12 +151,19 @@ pub fn cells(input: Option<api::predict_request::Input>, schema: &Schema) -> Res
             if rows.is_empty() {
                 return Err(Error::field("rows", "is empty: at least one row is expected"));
             }
+            if rows.len() > MAX_ROWS {
+                let problem = format!("has {} rows: at most {MAX_ROWS} by name, more as `matrix`", rows.len());
+                return Err(Error::field("rows", problem));
+            }
             let mut cells = Vec::with_capacity(rows.len() * schema.inputs().len());
             let mut problems = Problems::default();
             for (index, api::Row { features }) in rows.into_iter().enumerate() {
                 let row = values(features);
                 let named = row.iter().map(|(name, value)| (name.as_str(), value.as_ref()));
                 schema.lay_out(named, &|| format!("rows[{index}].features"), &mut cells, &mut problems);
+                if problems.is_full() {
+                    break;
+                }
             }
             problems.into_result().map_err(Error::Invalid)?;
             Ok(cells)
@@ -295,6 +315,25 @@ mod tests {
         let Err(Error::Invalid(fields)) = generate(request, 0) else { panic!("refused") };
         let named: Vec<_> = fields.iter().map(|field| field.field.as_str()).collect();
         assert_eq!(named, ["prompt", "temperature", "top_p", "stop[1]"]);
+    }
+
+    #[test]
+    fn too_many_rows_and_too_many_problems_end_the_work_early() {
+        let schema = Schema::new(Vec::new(), 2, &[]).unwrap();
+        let refused = |rows: usize| {
+            let wrong = HashMap::from([("x".to_owned(), api::Value::default())]);
+            let rows = vec![api::Row { features: wrong }; rows];
+            match cells(Some(api::predict_request::Input::Rows(api::Rows { rows })), &schema) {
+                Err(Error::Invalid(fields)) => fields,
+                other => panic!("not refused: {other:?}"),
+            }
+        };
+        let many = refused(MAX_ROWS + 1);
+        assert_eq!((many.len(), many[0].field.as_str()), (1, "rows"));
+        assert!(many[0].problem.contains("at most 10000 by name, more as `matrix`"), "{}", many[0].problem);
+        let wrong = refused(MAX_ROWS);
+        assert_eq!(wrong[9].field, "rows[9].features.x");
+        assert!(wrong[9].problem.ends_with("(and at least 1 more)"), "{}", wrong[9].problem);
     }
 
     #[test]

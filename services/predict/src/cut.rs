@@ -29,6 +29,8 @@ pub fn cut(waiting: impl IntoIterator<Item = usize>, total: usize, idle: usize, 
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -47,13 +49,19 @@ mod tests {
 
         #[test]
         fn repeated_cuts_run_everything_in_order(costs in prop::collection::vec(1_usize..600, 0..200), idle in 1_usize..8) {
-            let mut rest = &costs[..];
-            let mut rounds = 0;
-            while !rest.is_empty() {
-                rest = &rest[cut(rest.iter().copied(), rest.iter().sum(), idle, Budget { items: 64, cost: 4096 })..];
-                rounds += 1;
+            let mut waiting: VecDeque<_> = costs.into_iter().enumerate().collect();
+            let (count, mut total) = (waiting.len(), waiting.iter().map(|(_, cost)| cost).sum::<usize>());
+            let mut run = Vec::new();
+            while !waiting.is_empty() {
+                let budget = Budget { items: 64, cost: 4096 };
+                let taken = cut(waiting.iter().map(|(_, cost)| *cost), total, idle, budget);
+                prop_assert!((1..=waiting.len()).contains(&taken));
+                for (number, cost) in waiting.drain(..taken) {
+                    total -= cost;
+                    run.push(number);
+                }
             }
-            prop_assert!(rounds <= costs.len());
+            prop_assert!(run.into_iter().eq(0..count));
         }
     }
 

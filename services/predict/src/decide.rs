@@ -62,7 +62,7 @@ impl Decider {
         let canonical = canonical(&features).map_err(anyhow::Error::from)?;
         let features_hash = features_hash(&canonical);
         if let Some(request_id) = &request_id
-            && let Some(earlier) = self.log.find_request(request_id).await.map_err(unavailable)?
+            && let Some(earlier) = self.log.find_request(request_id).await.map_err(unreadable)?
         {
             let version = match asked.selector {
                 Selector::Version(version) => version,
@@ -107,18 +107,18 @@ impl Decider {
 
     /// Returns a recorded decision.
     pub async fn find(&self, id: Uuid) -> Result<Decision> {
-        self.log.find(id).await.map_err(unavailable)?.ok_or(Error::DecisionNotFound(id))
+        self.log.find(id).await.map_err(unreadable)?.ok_or(Error::DecisionNotFound(id))
     }
 
     /// Lists recorded decisions newest first, made before `before` where given.
     pub async fn list(&self, model: Option<&str>, before: Option<Uuid>, limit: u32) -> Result<Vec<Decision>> {
-        self.log.list(model, before, limit).await.map_err(unavailable)
+        self.log.list(model, before, limit).await.map_err(unreadable)
     }
 
     async fn record(&self, decision: Decision) -> Result<Decision> {
         let standing = self.writer.record(decision.clone()).await.map_err(|refused| match refused {
             NotRecorded::Full => Error::LogBusy,
-            NotRecorded::Failed => Error::LogUnavailable,
+            NotRecorded::Failed => Error::NotRecorded,
         })?;
         if standing.id == decision.id {
             metrics::decided(&decision.model, &decision.outcome);
@@ -134,7 +134,7 @@ fn microseconds(time: OffsetDateTime) -> OffsetDateTime {
     time.replace_nanosecond(time.nanosecond() / 1000 * 1000).unwrap_or(time)
 }
 
-fn unavailable(failure: anyhow::Error) -> Error {
+fn unreadable(failure: anyhow::Error) -> Error {
     error!("the decision log cannot be read: {failure:#}");
-    Error::LogUnavailable
+    Error::LogUnreadable
 }

@@ -31,8 +31,10 @@ pub enum Error {
     DecisionNotFound(Uuid),
     #[error("too many decisions are waiting to be recorded")]
     LogBusy,
-    #[error("the decision log is unavailable: nothing was decided")]
-    LogUnavailable,
+    #[error("the decision log cannot be read")]
+    LogUnreadable,
+    #[error("the decision may not have been recorded: repeat the call with the same request_id")]
+    NotRecorded,
     #[error("internal error")]
     Internal(#[from] anyhow::Error),
 }
@@ -73,7 +75,9 @@ impl From<Error> for Status {
                 status::not_found("DECISION_NOT_FOUND", "decision", &id.to_string(), message)
             }
             Error::LogBusy => status::exhausted("QUEUE_FULL", message, Duration::from_millis(100)),
-            Error::LogUnavailable => status::unavailable("DECISION_LOG_UNAVAILABLE", message, Duration::from_secs(1)),
+            Error::LogUnreadable | Error::NotRecorded => {
+                status::unavailable("DECISION_LOG_UNAVAILABLE", message, Duration::from_secs(1))
+            }
             Error::Internal(source) => status::internal(&source),
         }
     }

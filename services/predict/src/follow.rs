@@ -1,11 +1,16 @@
 //! Keeps each slot on the version its reference points at: resolve, fetch, verify, load, warm up, swap.
 //!
 //! Whatever goes wrong, what serves goes on serving, and it is tried again: when the registry says something changed,
-//! and at the latest after a minute.
+//! and at the latest after a minute. A version that is here and cannot be loaded is tried again less often: versions do
+//! not change, so only something on this machine can make it load.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rand::Rng;
 use tokio::time::{sleep, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,15 +21,18 @@ use verdict_chassis::health::Health;
 
 use crate::{
     SERVICES,
-    cache::Cache,
+    cache::{Cache, Pinned},
     catalog::{Catalog, Slot},
     metrics,
     model::{Loaded, Sizing},
     registry::{Registry, Unresolved},
+    release::Release,
 };
 
 /// A slot looks again after this even when nobody says that something changed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// A version that could not be loaded is loaded again after this.
+const LOAD_AGAIN: Duration = Duration::from_secs(600);
 /// The registry sends a heartbeat at least every 30 seconds; a watch that is silent for longer is dead.
 const SILENCE: Duration = Duration::from_secs(75);
 
@@ -35,6 +43,15 @@ pub struct Follower {
     pub registry: Registry,
     pub sizing: Sizing,
     pub health: Health,
+}
+
+/// A version whose files are here and sound, and that could not be loaded.
+struct Broken {
+    release: Release,
+    problem: String,
+    tried: Instant,
+    /// Keeps the files: to see what is wrong with them, and so that they are not fetched again.
+    _pin: Arc<Pinned>,
 }
 
 impl Follower {
@@ -53,8 +70,9 @@ impl Follower {
 
     async fn follow(&self, slot: &Slot) {
         let mut pause = Backoff::default();
+        let mut broken = None;
         loop {
-            let wait = match self.refresh(slot).await {
+            let wait = match self.refresh(slot, &mut broken).await {
                 Ok(()) => {
                     pause = Backoff::default();
                     self.sweep();
@@ -78,8 +96,8 @@ impl Follower {
         }
     }
 
-    /// Brings a slot up to date once.
-    async fn refresh(&self, slot: &Slot) -> anyhow::Result<()> {
+    /// Brings a slot up to date once; what the last load that failed was about is in `broken`.
+    async fn refresh(&self, slot: &Slot, broken: &mut Option<Broken>) -> anyhow::Result<()> {
         let reference = &slot.reference;
         let current = slot.current();
         let (release, offline) = match self.registry.resolve(reference).await {
@@ -95,21 +113,33 @@ impl Follower {
             }
             Err(unresolved) => return Err(unresolved.into()),
         };
+        drop(broken.take_if(|broken| broken.release != release || broken.tried.elapsed() >= LOAD_AGAIN));
         if current.is_some_and(|current| current.release == release) {
             slot.settle();
             return Ok(());
+        }
+        if let Some(Broken { problem, .. }) = broken {
+            bail!("{problem}");
         }
         info!(model.reference = %reference, model.version = release.version, "loading version {} of `{reference}`", release.version);
         let files = self.cache.ensure(&release, &self.registry).await.map_err(|failure| match &offline {
             Some(unreachable) => failure.context(format!("{unreachable}, and the cached files cannot be used")),
             None => failure,
         })?;
-        let (version, sizing, loading) = (release.version, self.sizing, release.clone());
+        let (version, sizing, loading, pin) = (release.version, self.sizing, release.clone(), files.pin.clone());
         let loaded = tokio::task::spawn_blocking(move || Loaded::load(loading, files, &sizing))
             .await
             .context("loading panicked")
             .and_then(|loaded| loaded)
-            .with_context(|| format!("version {version} cannot be loaded"))?;
+            .with_context(|| format!("version {version} cannot be loaded"))
+            .inspect_err(|failure| {
+                let (release, problem) = (release.clone(), format!("{failure:#}"));
+                *broken = Some(Broken { release, problem, tried: Instant::now(), _pin: pin });
+            })?;
+        // Before it serves: after a restart without the registry, what served last must serve again.
+        if offline.is_none() {
+            self.cache.remember(reference, &release)?;
+        }
         let old = slot.swap(loaded);
         metrics::swap(&reference.to_string(), "swapped");
         match old {
@@ -121,9 +151,8 @@ impl Follower {
                 info!(model.reference = %reference, model.version = version, "serving version {version} of `{reference}`")
             }
         }
-        match offline {
-            Some(unreachable) => slot.note(format!("served from the cache: {unreachable}")),
-            None => self.cache.remember(reference, &release)?,
+        if let Some(unreachable) = offline {
+            slot.note(format!("served from the cache: {unreachable}"));
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::{
     cut::Budget,
     error::{Error, Result},
     metrics::ModelMeters,
-    text::{MAX_TEXT, off_thread},
+    text::{MAX_TEXT, before, off_thread},
     timing::Timing,
 };
 
@@ -87,7 +87,7 @@ impl Generation {
             return Err(Error::field("prompt", format!("has {} bytes: at most {MAX_TEXT} are taken", prompt.len())));
         }
         let engine = self.engine.clone();
-        let prompt = off_thread(prompt.len(), move || engine.encode(&prompt)).await?;
+        let prompt = off_thread(prompt.len(), move || before(deadline, || engine.encode(&prompt))).await??;
         let context = self.engine.context_length();
         if prompt.len() >= context {
             let problem = format!("has {} tokens: the model's context is {context}, the answer included", prompt.len());
@@ -113,17 +113,9 @@ impl Generation {
         Ok(Running { accepted, steps: received, ticket: tickets.into_iter().next() })
     }
 
-    /// Splits each text into tokens, without the begin token unless `special`.
-    pub fn tokens(&self, inputs: &[String], special: bool) -> Vec<Vec<Token>> {
-        let one = |text: &String| {
-            let tokens = self.engine.tokens(text);
-            let ids = self.engine.encode(text);
-            // What encoding adds in front stands for no byte of the text.
-            let added = ids.len().saturating_sub(tokens.len());
-            let begin = ids.iter().take(if special { added } else { 0 }).map(|id| Token { id: *id, start: 0, end: 0 });
-            begin.chain(tokens).collect()
-        };
-        inputs.iter().map(one).collect()
+    /// Splits a text into tokens, without the begin token unless `special`.
+    pub fn tokens(&self, text: &str, special: bool) -> Vec<Token> {
+        self.engine.tokens(text, special)
     }
 }
 

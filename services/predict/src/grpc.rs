@@ -22,6 +22,7 @@ use crate::{
     catalog::Catalog,
     convert,
     decide::{Decider, Moment},
+    error::Error,
     generate::Event,
     model::Engine,
     release::Task,
@@ -93,7 +94,8 @@ impl predict_service_server::PredictService for Predict {
         let PredictRequest { model, input } = request.into_inner();
         let found = self.catalog.find(&model)?;
         let tabular = found.model.tabular()?;
-        let cells = convert::cells(input, &tabular.schema)?;
+        let (bytes, loaded) = (convert::cell_bytes(input.as_ref()), found.model.clone());
+        let cells = text::off_thread(bytes, move || convert::cells(input, &loaded.tabular()?.schema)).await??;
         let (margins, timing) = tabular.margins(cells, deadline).await?;
         let probabilities = margins.iter().map(|margin| TreeEnsemble::probability(*margin)).collect();
         let served_by = Some(convert::served_by(&found, timing));
@@ -101,17 +103,22 @@ impl predict_service_server::PredictService for Predict {
     }
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        let deadline = context::of(&request).deadline;
         let (model, inputs, special) = convert::tokenize(request.into_inner())?;
         let found = self.catalog.find(&model)?;
         let bytes = inputs.iter().map(String::len).sum();
         let loaded = found.model.clone();
-        let tokens = text::off_thread(bytes, move || match &loaded.engine {
-            Engine::Embedding(model) => Ok(text::tokens_of(model.tokenizer().tokenizer, &inputs, special)),
-            Engine::Reranking(model) => Ok(text::tokens_of(model.tokenizer().tokenizer, &inputs, special)),
-            Engine::Generation(model) => Ok(model.tokens(&inputs, special)),
+        let split = move |text: &String| match &loaded.engine {
+            Engine::Embedding(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
+            Engine::Reranking(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
+            Engine::Generation(model) => Ok(model.tokens(text, special)),
             Engine::Tabular(_) => loaded.wrong(Task::TextEmbedding),
+        };
+        let tokens = text::off_thread(bytes, move || {
+            let one = |text| text::before(deadline, || split(text)).flatten().map(convert::tokens);
+            inputs.iter().map(one).collect::<Result<_, Error>>()
         });
-        let tokens = tokens.await??.into_iter().map(convert::tokens).collect();
+        let tokens = tokens.await??;
         let served_by = Some(convert::served_by(&found, Timing::default()));
         Ok(Response::new(TokenizeResponse { tokens, served_by }))
     }

@@ -10,8 +10,9 @@ use std::{path::Path, str::FromStr, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions,
+    ConnectOptions, Connection, Database,
     migrate::Migrator,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -90,17 +91,40 @@ impl Sqlite {
 impl Postgres {
     /// Connects and brings the tables up to date.
     pub async fn open(options: PgConnectOptions) -> anyhow::Result<Self> {
+        let unreachable = "cannot reach the decision log's PostgreSQL (DATABASE_URL)";
+        let options = options.disable_statement_logging();
+        // On a connection of its own: bringing large tables up to date may take longer than a statement may.
+        let migrating =
+            PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await.context(unreachable)?;
+        migrations(sqlx::migrate!("migrations/postgres"))
+            .run(&migrating)
+            .await
+            .context("cannot migrate the decision log")?;
+        migrating.close().await;
+        // A statement nobody waits for any longer must not hold its locks.
+        let most = format!("{}ms", writer::PATIENCE.as_millis());
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options.disable_statement_logging())
+            .connect_with(options.options([("statement_timeout", most)]))
             .await
-            .context("cannot reach the decision log's PostgreSQL (DATABASE_URL)")?;
-        migrations(sqlx::migrate!("migrations/postgres"))
-            .run(&pool)
-            .await
-            .context("cannot migrate the decision log")?;
+            .context(unreachable)?;
         Ok(Self { pool })
+    }
+}
+
+/// A connection that is closed unless its work came to an end. One that was left in the middle may stand still, or hold
+/// answers that are not for whoever takes it next.
+struct Taken<DB: Database> {
+    connection: PoolConnection<DB>,
+    is_done: bool,
+}
+
+impl<DB: Database> Drop for Taken<DB> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.connection.close_on_drop();
+        }
     }
 }
 
@@ -128,7 +152,8 @@ macro_rules! backend {
         impl DecisionLog for $log {
             async fn append(&self, decisions: &[Decision]) -> anyhow::Result<Vec<Decision>> {
                 let mut standing = Vec::with_capacity(decisions.len());
-                let mut transaction = self.pool.begin().await?;
+                let mut taken = Taken { connection: self.pool.acquire().await?, is_done: false };
+                let mut transaction = taken.connection.begin().await?;
                 for decision in decisions {
                     let Record {
                         decision_id,
@@ -174,6 +199,7 @@ macro_rules! backend {
                     }
                 }
                 transaction.commit().await?;
+                taken.is_done = true;
                 Ok(standing)
             }
 

@@ -4,7 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use predict::Config;
-use verdict_chassis::{server::Listeners, settings, stop, telemetry};
+use verdict_chassis::{runtime, server::Listeners, settings, stop, telemetry};
 
 /// Runs the models: embeds, reranks, generates, predicts and decides.
 #[derive(Parser)]
@@ -22,18 +22,11 @@ enum Command {
     Config(Box<Config>),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let matches = settings::matches(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
-        Command::Serve(config) => match serve(*config).await {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("predict: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Serve(config) => runtime::block_on("predict", serve(*config)),
         Command::Config(_) => {
             if let (Some(command), Some((_, matches))) =
                 (Cli::command().find_subcommand("config"), matches.subcommand())

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// Points at one version of a registered model: `name@alias` or `name/version`, with or without `models:/` before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,12 +28,10 @@ impl Reference {
         }
     }
 
-    /// Returns a name for a file about this reference: `name@alias` or `name~version`, which no two references share.
+    /// Returns a name for a file about this reference, which no two references share: a hash, because model and alias
+    /// together may be longer than the name of a file.
     pub(crate) fn file_stem(&self) -> String {
-        match &self.selector {
-            Selector::Alias(alias) => format!("{}@{alias}", self.model),
-            Selector::Version(version) => format!("{}~{version}", self.model),
-        }
+        hex::encode(Sha256::digest(self.to_string()))
     }
 }
 

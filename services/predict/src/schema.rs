@@ -127,13 +127,18 @@ impl Problems {
         }
     }
 
+    /// Tells whether there are more than are listed: looking for others would tell the caller nothing.
+    pub fn is_full(&self) -> bool {
+        self.more > 0
+    }
+
     /// Returns the problems, if there are any.
     pub fn into_result(mut self) -> Result<(), Vec<Field>> {
         match (self.listed.last_mut(), self.more) {
             (None, _) => Ok(()),
             (Some(_), 0) => Err(self.listed),
             (Some(last), more) => {
-                last.problem = format!("{} (and {more} more problems)", last.problem);
+                last.problem = format!("{} (and at least {more} more)", last.problem);
                 Err(self.listed)
             }
         }
@@ -262,7 +267,7 @@ mod tests {
         }
         let fields = problems.into_result().unwrap_err();
         assert_eq!(fields.len(), MOST_PROBLEMS);
-        assert!(fields.last().unwrap().problem.contains("(and 2990 more problems)"));
+        assert!(fields.last().unwrap().problem.contains("(and at least 2990 more)"));
     }
 
     #[test]

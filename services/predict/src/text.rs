@@ -8,7 +8,7 @@ use tonic::Code;
 use verdict_inference::{
     ItemError,
     bert::{Embedder, Reranker, normalize},
-    text::{Encoded, TextTokenizer, Token},
+    text::{Encoded, TextTokenizer},
 };
 
 use crate::{
@@ -20,8 +20,8 @@ use crate::{
 
 /// Most bytes of one text.
 pub const MAX_TEXT: usize = 1 << 20;
-/// More text than this is tokenized on a thread that may block.
-const INLINE_TEXT: usize = 16 << 10;
+/// More bytes than this are worked on by a thread that may block.
+const INLINE: usize = 16 << 10;
 
 /// Why one of several inputs has no answer.
 #[derive(Clone, Debug)]
@@ -190,20 +190,23 @@ impl From<ItemError> for ItemFailure {
     }
 }
 
-/// Runs `work` where it is: at once when there is little text, else on a thread that may block.
+/// Runs `work` where it is: at once when there are few bytes to work on, else on a thread that may block.
 pub(crate) async fn off_thread<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    if bytes <= INLINE_TEXT {
+    if bytes <= INLINE {
         return Ok(work());
     }
-    Ok(tokio::task::spawn_blocking(work).await.context("the tokenizer panicked")?)
+    Ok(tokio::task::spawn_blocking(work).await.context("work on a request panicked")?)
 }
 
-/// Splits each text into tokens, without special ones unless `special`.
-pub(crate) fn tokens_of(tokenizer: &TextTokenizer, inputs: &[String], special: bool) -> Vec<Vec<Token>> {
-    inputs.iter().map(|text| tokenizer.tokens(text, special)).collect()
+/// Does `work` unless the deadline has passed.
+pub(crate) fn before<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> Result<T> {
+    match deadline {
+        Some(deadline) if deadline <= Instant::now() => Err(Error::Expired),
+        Some(_) | None => Ok(work()),
+    }
 }
 
 fn encode_each(
@@ -218,14 +221,7 @@ fn encode_each(
         }
         encode(text).map_err(ItemFailure::from)
     };
-    let mut encoded = Vec::with_capacity(texts.len());
-    for text in texts {
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Err(Error::Expired);
-        }
-        encoded.push(one(text));
-    }
-    Ok(encoded)
+    texts.iter().map(|text| before(deadline, || one(text))).collect()
 }
 
 /// Puts what could be encoded through the queue; answers in order, each with its number of tokens.
@@ -260,4 +256,16 @@ async fn compute<O: Send + 'static>(
         Ok((outputs.next().flatten().ok_or_else(panicked)?, tokens))
     });
     Ok((items.collect(), timing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_tokenized_after_the_deadline() {
+        let encode = |text: &str| panic!("{text} is tokenized");
+        let refused = encode_each(&["a".to_owned(), "b".to_owned()], Some(Instant::now()), encode).unwrap_err();
+        assert!(matches!(refused, Error::Expired));
+    }
 }

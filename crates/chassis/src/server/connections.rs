@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, join};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -24,6 +25,8 @@ use tracing::{debug, warn};
 use crate::server::ServerConfig;
 use crate::server::stack::Stack;
 
+/// What an HTTP/2 client says first.
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 const HEADER_BYTES: u32 = 32 << 10;
@@ -82,7 +85,7 @@ async fn accept(
 
 async fn connection(
     config: ServerConfig,
-    stream: TcpStream,
+    mut stream: TcpStream,
     stack: Arc<Stack>,
     closing: CancellationToken,
     tasks: Tasks,
@@ -91,21 +94,25 @@ async fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(peer, error = %error, "can't set TCP_NODELAY");
     }
-    let mut first = [0];
     tokio::select! {
         biased;
         () = closing.cancelled() => return,
-        peeked = timeout(config.handshake_timeout, stream.peek(&mut first)) => match peeked {
-            Ok(Ok(1..)) => {}
-            Ok(_) => return,
+        begun = timeout(config.handshake_timeout, preface(&mut stream)) => match begun {
+            Ok(true) => {}
+            Ok(false) => {
+                debug!(peer, "closed a connection that doesn't speak HTTP/2");
+                return;
+            }
             Err(_) => {
-                debug!(peer, "closed a connection that said nothing for {:?}", config.handshake_timeout);
+                debug!(peer, "closed a connection that didn't begin within {:?}", config.handshake_timeout);
                 return;
             }
         },
     }
 
     let info = stream.connect_info();
+    let (reader, writer) = stream.into_split();
+    let stream = join(PREFACE.chain(reader), writer);
     // Spread over a tenth, so that connections made together don't end together.
     let spread = info.remote_addr.map_or(0, |peer| peer.port() % 100);
     let mut age = pin!(sleep(config.max_connection_age.mul_f64(1.0 + f64::from(spread) / 1000.0)));
@@ -140,6 +147,22 @@ async fn connection(
         leaving = true;
         connection.as_mut().graceful_shutdown();
     }
+}
+
+/// Reads what HTTP/2 begins with; false as soon as something else comes, or nothing more.
+async fn preface(stream: &mut TcpStream) -> bool {
+    let mut read = [0; PREFACE.len()];
+    let mut length = 0;
+    while length < read.len() {
+        match stream.read(&mut read[length..]).await {
+            Ok(more @ 1..) => length += more,
+            Ok(0) | Err(_) => return false,
+        }
+        if read[..length] != PREFACE[..length] {
+            return false;
+        }
+    }
+    true
 }
 
 /// Runs the tasks of connections and their calls; all of them end when `cut` is cancelled.

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -90,20 +94,57 @@ async fn stopping_says_not_serving_before_it_closes() {
 async fn an_old_connection_is_asked_to_reconnect_and_no_call_fails() {
     let age = Duration::from_millis(100);
     let server = Server::start(ServerConfig { max_connection_age: age, ..ServerConfig::default() }).await;
+    // The channel reconnects without a word; a bare connection shows that it has to.
+    let socket = TokioIo::new(TcpStream::connect(server.grpc).await.unwrap());
+    let (_open, bare) = http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), socket).await.unwrap();
+    let bare = tokio::spawn(tokio::time::timeout(Duration::from_secs(5), bare));
     let mut client = server.client();
     let until = Instant::now() + Duration::from_millis(600);
     while Instant::now() < until {
         client.search(search("hello")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    bare.await.unwrap().expect("the server ends it").expect("and says so before");
+}
+
+/// Waits until the server closes the connection, and returns what it had to say before.
+async fn closed(mut connection: TcpStream) -> Vec<u8> {
+    let mut said = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(5), connection.read_to_end(&mut said)).await;
+    end.expect("the server closes it").unwrap();
+    said
 }
 
 #[tokio::test]
-async fn a_connection_that_says_nothing_is_closed() {
+async fn a_connection_that_says_nothing_or_half_a_preface_is_closed() {
     let handshake = Duration::from_millis(100);
-    let server = Server::start(ServerConfig { handshake_timeout: handshake, ..ServerConfig::default() }).await;
+    let config = ServerConfig { handshake_timeout: handshake, max_connections: 2, ..ServerConfig::default() };
+    let server = Server::start(config).await;
     let idle = TcpStream::connect(server.grpc).await.unwrap();
-    let closed = tokio::time::timeout(Duration::from_secs(5), idle.readable()).await;
-    closed.expect("the server closes it").unwrap();
-    assert_eq!(idle.try_read(&mut [0; 8]).unwrap(), 0);
+    let mut half = TcpStream::connect(server.grpc).await.unwrap();
+    half.write_all(b"PRI * HT").await.unwrap();
+    server.client().search(search("when they have left their seats")).await.unwrap();
+    assert_eq!((closed(idle).await, closed(half).await), (Vec::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn a_connection_that_speaks_no_http_2_is_closed_at_once() {
+    let server = Server::start(ServerConfig::default()).await;
+    let mut other = TcpStream::connect(server.grpc).await.unwrap();
+    other.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    closed(other).await;
+}
+
+#[tokio::test]
+async fn a_preface_that_comes_in_parts_is_as_good() {
+    const NO_SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let server = Server::start(ServerConfig::default()).await;
+    let mut slow = TcpStream::connect(server.grpc).await.unwrap();
+    for part in [&b"PRI * HT"[..], b"TP/2.0\r\n\r\nSM\r\n", &[&b"\r\n"[..], &NO_SETTINGS].concat()] {
+        slow.write_all(part).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    let mut frame = [0; 9];
+    slow.read_exact(&mut frame).await.unwrap();
+    assert_eq!(frame[3], 4, "the server answers with its settings: {frame:?}");
 }

@@ -8,7 +8,7 @@ use crate::ItemError;
 pub struct Sampling {
     /// Most tokens to generate, at least 1.
     pub max_tokens: usize,
-    /// Divides the logits; 0 always takes the most probable token.
+    /// Divides the logits; 0, and what is too near to 0 to divide by, always takes the most probable token.
     pub temperature: f32,
     /// Keeps the most probable tokens that together reach this probability; above 0, 1 keeps all.
     pub top_p: f32,
@@ -57,11 +57,11 @@ impl Sampler {
     pub(super) fn choose(&mut self, logits: &[f32]) -> (u32, f32) {
         let best = largest(logits);
         let logprob = |id: usize| logits[id] - best - log_sum_exp(logits, best);
-        if self.sampling.temperature == 0.0 {
+        let inverse = 1.0 / self.sampling.temperature;
+        if inverse.is_infinite() {
             let id = logits.iter().position(|logit| *logit == best).unwrap_or(0);
             return (id as u32, logprob(id));
         }
-        let inverse = 1.0 / self.sampling.temperature;
         // With no `top_k` and a `top_p`, most vocabularies need a few of their tokens: sort those first.
         let mut kept = match (self.sampling.top_k, self.sampling.top_p < 1.0) {
             (0, true) => 1024,
@@ -171,6 +171,16 @@ mod tests {
         let (id, logprob) = Sampler::new(Sampling::greedy(1)).choose(&logits);
         assert_eq!(id, 1);
         assert!((logprob - 0.7f32.ln()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_temperature_too_small_to_divide_by_is_greedy() {
+        let logits = [0.2f32, 0.7, 0.1].map(f32::ln);
+        for temperature in [1e-37, 1e-40, f32::from_bits(1)] {
+            for (top_p, top_k) in [(1.0, 0), (0.9, 0), (1.0, 2)] {
+                assert_eq!(Sampler::new(sampling(temperature, top_p, top_k)).choose(&logits).0, 1, "{temperature}");
+            }
+        }
     }
 
     #[test]

@@ -57,14 +57,40 @@ impl Index {
     }
 }
 
+/// Tokens that are found in a text before anything else: by their first byte, longest first.
+struct Specials(HashMap<u8, Vec<u32>>);
+
+impl Specials {
+    fn new(texts: &[String], ids: impl Iterator<Item = u32>) -> Self {
+        let mut specials: HashMap<u8, Vec<u32>> = HashMap::new();
+        for id in ids {
+            if let Some(first) = texts[id as usize].bytes().next() {
+                specials.entry(first).or_default().push(id);
+            }
+        }
+        for ids in specials.values_mut() {
+            ids.sort_by_key(|id| std::cmp::Reverse(texts[*id as usize].len()));
+        }
+        Self(specials)
+    }
+
+    /// The longest of these tokens that `rest` begins with.
+    fn longest(&self, texts: &[String], rest: &[u8]) -> Option<u32> {
+        let mut candidates = self.0.get(rest.first()?)?.iter().copied();
+        candidates.find(|id| rest.starts_with(texts[*id as usize].as_bytes()))
+    }
+}
+
 /// A vocabulary and what the model adds to a text.
 pub(super) struct Vocabulary {
     texts: Vec<String>,
     scores: Vec<f32>,
     kinds: Vec<Kind>,
     index: Index,
-    /// User-defined and control tokens by their first byte, longest first.
-    specials: HashMap<u8, Vec<u32>>,
+    user_defined: Specials,
+    /// Apart from the others: a vocabulary has thousands of them, all with the same first byte, and plain text looks for
+    /// none.
+    control: Specials,
     bytes: Vec<u32>,
     /// Put before a prompt, if the file says so.
     pub(super) bos: Option<u32>,
@@ -132,19 +158,12 @@ impl Vocabulary {
         if let Some(byte) = bytes.iter().position(|id| *id == NO_TOKEN) {
             return Err(gguf.unsupported(format!("a vocabulary without a token for byte {byte}")));
         }
-        let mut specials: HashMap<u8, Vec<u32>> = HashMap::new();
-        for id in of(Kind::UserDefined).chain(of(Kind::Control)) {
-            if let Some(first) = texts[id as usize].bytes().next() {
-                specials.entry(first).or_default().push(id);
-            }
-        }
-        for ids in specials.values_mut() {
-            ids.sort_by_key(|id| std::cmp::Reverse(texts[*id as usize].len()));
-        }
+        let user_defined = Specials::new(&texts, of(Kind::UserDefined));
+        let control = Specials::new(&texts, of(Kind::Control));
         let turn_end = of(Kind::Control).find(|id| texts[*id as usize] == "<end_of_turn>");
         let ends = [eos, eot, turn_end].into_iter().flatten().collect();
         let index = Index::new(&texts, of(Kind::Normal));
-        Ok(Self { texts, scores, index, specials, bytes, bos: bos.filter(|_| adds_bos), ends, kinds })
+        Ok(Self { texts, scores, index, user_defined, control, bytes, bos: bos.filter(|_| adds_bos), ends, kinds })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -190,11 +209,13 @@ impl Vocabulary {
     /// The longest special token that begins at byte `at`.
     fn special_at(&self, text: &str, at: usize, parse_control: bool) -> Option<u32> {
         let rest = &text.as_bytes()[at..];
-        let candidates = self.specials.get(&rest[0])?.iter().copied();
-        candidates.filter(|id| parse_control || self.kinds[*id as usize] == Kind::UserDefined).find(|id| {
-            let special = &self.texts[*id as usize];
-            rest.starts_with(special.as_bytes())
-        })
+        let user_defined = self.user_defined.longest(&self.texts, rest);
+        let control = if parse_control { self.control.longest(&self.texts, rest) } else { None };
+        let length = |id: u32| self.texts[id as usize].len();
+        user_defined
+            .into_iter()
+            .chain(control)
+            .reduce(|one, other| if length(other) > length(one) { other } else { one })
     }
 
     /// Merges characters into tokens, best score first and leftmost among equals; `offset` is where `text` begins.

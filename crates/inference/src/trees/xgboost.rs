@@ -45,10 +45,19 @@ struct Model {
 #[derive(Deserialize)]
 struct Learner {
     #[serde(default)]
+    attributes: Attributes,
+    #[serde(default)]
     feature_names: Vec<String>,
     gradient_booster: Booster,
     learner_model_param: Parameters,
     objective: Objective,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Attributes {
+    /// Where early stopping found the best score: the last round its predictions use.
+    best_iteration: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -80,7 +89,20 @@ struct Booster {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Forest {
+    gbtree_model_param: ForestParameters,
     trees: Vec<JsonTree>,
+}
+
+#[derive(Deserialize)]
+struct ForestParameters {
+    #[serde(default = "one")]
+    num_parallel_tree: String,
+}
+
+impl Default for ForestParameters {
+    fn default() -> Self {
+        Self { num_parallel_tree: one() }
+    }
 }
 
 #[derive(Deserialize, Default)]
@@ -111,8 +133,13 @@ impl Flag {
 
 pub(super) fn parse(bytes: &[u8]) -> Result<TreeEnsemble, Problem> {
     let Model { learner } = serde_json::from_slice(bytes).map_err(|error| Problem::Malformed(error.to_string()))?;
-    let Learner { feature_names, gradient_booster: Booster { name: booster, model }, learner_model_param, objective } =
-        learner;
+    let Learner {
+        attributes: Attributes { best_iteration },
+        feature_names,
+        gradient_booster: Booster { name: booster, model },
+        learner_model_param,
+        objective,
+    } = learner;
     let Parameters { base_score, num_class, num_feature, num_target } = learner_model_param;
     if booster != "gbtree" {
         return unsupported(format!("booster `{booster}`; supported: `gbtree`"));
@@ -123,10 +150,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TreeEnsemble, Problem> {
     if !matches!(num_class.as_str(), "0" | "1") || num_target != "1" {
         return unsupported(format!("{num_class} classes and {num_target} targets; supported: one output"));
     }
-    let features = features(&num_feature, feature_names)?;
+    if let Some(best) = best_iteration {
+        uses_every_round(&best, &model)?;
+    }
+    let (width, names) = features(&num_feature, feature_names)?;
     let base = base(&base_score)?;
     let mut ensemble = TreeEnsemble {
-        features,
+        width,
+        names,
         base,
         trees: Vec::with_capacity(model.trees.len()),
         nodes: Vec::new(),
@@ -145,21 +176,35 @@ pub(super) fn parse(bytes: &[u8]) -> Result<TreeEnsemble, Problem> {
     Ok(ensemble)
 }
 
-fn features(count: &str, names: Vec<String>) -> Result<Vec<String>, Problem> {
+/// Refuses a forest that has more rounds than its own predictions use: scikit-learn's, where training stopped early.
+fn uses_every_round(best: &str, forest: &Forest) -> Result<(), Problem> {
+    let Ok(best) = best.parse::<u32>() else {
+        return malformed(format!("best_iteration is `{best}`, expected the number of a round"));
+    };
+    let trees = match forest.gbtree_model_param.num_parallel_tree.parse::<usize>() {
+        Ok(trees @ 1..) => trees,
+        _ => return malformed(format!("num_parallel_tree is `{}`", forest.gbtree_model_param.num_parallel_tree)),
+    };
+    let (rounds, used) = (forest.trees.len() / trees, best as usize + 1);
+    if used < rounds {
+        return unsupported(format!("the model has {rounds} rounds but stopped at {best}; publish booster[:{used}]"));
+    }
+    Ok(())
+}
+
+/// The number of features, and their names where the file has them: it has none when training was given bare numbers.
+fn features(count: &str, names: Vec<String>) -> Result<(usize, Vec<String>), Problem> {
     let count = match count.parse::<usize>() {
         Ok(count @ 1..=MAX_FEATURES) => count,
         _ => return malformed(format!("num_feature is `{count}`, expected 1 to {MAX_FEATURES}")),
     };
-    if names.is_empty() {
-        return Ok((0..count).map(|i| format!("f{i}")).collect());
-    }
-    if names.len() != count {
+    if !names.is_empty() && names.len() != count {
         return malformed(format!("{} feature_names for {count} features", names.len()));
     }
     let mut seen = HashSet::new();
     match names.iter().find(|name| !seen.insert(name.as_str())) {
         Some(twice) => malformed(format!("feature name `{twice}` occurs twice")),
-        None => Ok(names),
+        None => Ok((count, names)),
     }
 }
 
@@ -218,7 +263,7 @@ fn lay_out(tree: &JsonTree, ensemble: &mut TreeEnsemble) -> Result<f64, Problem>
                     return unsupported("a categorical split; supported: numeric splits");
                 }
                 let feature = match u32::try_from(split_indices[node]) {
-                    Ok(feature) if (feature as usize) < ensemble.features.len() => feature,
+                    Ok(feature) if (feature as usize) < ensemble.width => feature,
                     _ => return malformed(format!("node {node} splits on feature {}", split_indices[node])),
                 };
                 let missing_left = default_left[node].is_set();

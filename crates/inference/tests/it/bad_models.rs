@@ -128,6 +128,24 @@ fn models_of_other_kinds_are_refused_by_what_they_are() {
 }
 
 #[test]
+fn a_model_whose_predictions_leave_rounds_out_is_refused() {
+    let stopped = |best: &str, parallel: &str| {
+        let mut model: Value = serde_json::from_slice(&GERMAN).unwrap();
+        model["learner"]["attributes"] = json!({"best_iteration": best, "best_score": "0.5"});
+        model["learner"]["gradient_booster"]["model"]["gbtree_model_param"]["num_parallel_tree"] = json!(parallel);
+        TreeEnsemble::from_xgboost_json(model.to_string().as_bytes()).map(|_| ()).map_err(|refused| refused.to_string())
+    };
+    let refused = stopped("41", "1").unwrap_err();
+    assert!(refused.contains("the model has 100 rounds but stopped at 41; publish booster[:42]"), "{refused}");
+    assert_eq!(stopped("99", "1"), Ok(()));
+    // Four trees a round.
+    assert_eq!(stopped("24", "4"), Ok(()));
+    assert!(stopped("23", "4").unwrap_err().contains("25 rounds"));
+    assert!(stopped("-1", "1").unwrap_err().contains("best_iteration is `-1`"));
+    assert!(stopped("1", "0").unwrap_err().contains("num_parallel_tree is `0`"));
+}
+
+#[test]
 fn trees_that_are_no_trees_are_refused_by_number() {
     for (column, index, value, expected) in [
         ("left_children", 0, json!(0), "tree 3: node 0 has child 0"),

@@ -82,3 +82,11 @@ fn features_keep_the_names_of_the_training_data() {
     assert_eq!(german.ensemble.feature_names()[1], "duration_in_month");
     assert_eq!(adult.ensemble.feature_names()[0], "age");
 }
+
+#[test]
+fn a_model_trained_on_bare_numbers_has_a_width_and_no_names() {
+    let mut model: serde_json::Value = golden_json("german_xgb100.json.gz");
+    model["learner"]["feature_names"] = serde_json::json!([]);
+    let ensemble = TreeEnsemble::from_xgboost_json(model.to_string().as_bytes()).unwrap();
+    assert_eq!((ensemble.num_features(), ensemble.feature_names()), (20, &[][..]));
+}

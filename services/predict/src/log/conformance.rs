@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{DecisionLog, open, writer::Writer};
 use crate::decision::{Decision, Features, Reason, Value, canonical, features_hash};
 
-fn decision(request_id: &str, model: &str) -> Decision {
+pub(super) fn decision(request_id: &str, model: &str) -> Decision {
     let features = Features::from([
         ("age".to_owned(), Value::Number(35.0)),
         ("purpose".to_owned(), Value::Text("car (new) \"ü\"".to_owned())),
@@ -120,7 +120,31 @@ mod sqlite {
 }
 
 mod live {
+    use std::{path::Path, time::Duration};
+
+    use sqlx::{Connection, PgConnection};
+    use tokio::time::timeout;
+    use uuid::Uuid;
+
+    use super::{decision, open};
+
     conformance!(super::postgres_log());
+
+    #[tokio::test]
+    async fn appends_that_are_given_up_do_not_use_up_the_connections() {
+        let url = verdict_testkit::postgres::database().await;
+        let log = open(Some(&url), Path::new("unused")).await.unwrap();
+        let mut other = PgConnection::connect(&url).await.unwrap();
+        let mut lock = other.begin().await.unwrap();
+        sqlx::query("LOCK TABLE decisions IN EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
+        for _ in 0..10 {
+            let made = [decision("r", "m")];
+            assert!(timeout(Duration::from_millis(200), log.append(&made)).await.is_err());
+        }
+        assert_eq!(log.find(Uuid::now_v7()).await.unwrap(), None);
+        lock.rollback().await.unwrap();
+        log.append(&[decision("s", "m")]).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,26 @@ async fn a_decision_is_scored_explained_recorded_and_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_names_of_its_own_decides_by_those_of_its_signature() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let nameless = tempfile::tempdir().unwrap();
+    let json = fs::read(credit_risk().join("1/model.json")).unwrap();
+    let mut model: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    model["learner"]["feature_names"] = serde_json::json!([]);
+    fs::write(nameless.path().join("model.json"), model.to_string()).unwrap();
+    fs::copy(credit_risk().join("1/policy.json"), nameless.path().join("policy.json")).unwrap();
+    let dir = nameless.path().to_owned();
+    registry.publish("nameless", Task::TabularClassification, dir, Some("champion")).await;
+    let (predict, _dir) = Predict::warm(&registry, &[MODEL, "nameless@champion"]).await;
+
+    let named = decide(&predict, case(0, "")).await;
+    let decided = decide(&predict, DecideRequest { model: "nameless@champion".to_owned(), ..case(0, "") }).await;
+    assert_eq!((decided.score, &decided.outcome, &decided.reasons), (named.score, &named.outcome, &named.reasons));
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_request_id_returns_the_first_decision_and_no_other() {
     let registry = Registry::start().await;
     registry.publish_credit_risk(1, Some("champion")).await;

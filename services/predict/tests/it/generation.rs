@@ -1,5 +1,9 @@
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
+use futures::FutureExt;
 use predict::Config;
 use tonic::Code;
 use verdict_api::{
@@ -7,6 +11,7 @@ use verdict_api::{
     registry::Task,
 };
 use verdict_chassis::status;
+use verdict_testkit::models;
 
 use crate::world::{Predict, Registry, config, golden, told};
 
@@ -79,5 +84,33 @@ async fn text_is_streamed_as_the_reference_has_it_and_the_queue_can_say_no() {
     drop(running);
     waiting.message().await.unwrap().unwrap();
     assert!(left.elapsed() < Duration::from_secs(10), "the abandoned generation went on for {:?}", left.elapsed());
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_goes_on_while_another_version_takes_over() {
+    let registry = Registry::start().await;
+    registry.publish_text("gemma-3-270m", Task::TextGeneration).await;
+    let (predict, _dir) = Predict::warm(&registry, &["gemma-3-270m@champion"]).await;
+    let mut running = predict.client().generate(request("Once upon a time", 4000)).await.unwrap().into_inner();
+    running.message().await.unwrap().unwrap();
+    // The same weights beside another file: another version.
+    let second = tempfile::tempdir().unwrap();
+    let weights = "gemma-3-270m-q4_k_m.gguf";
+    fs::copy(models::dir("gemma-3-270m").join(weights), second.path().join(weights)).unwrap();
+    fs::write(second.path().join("README.md"), "The second version.").unwrap();
+    registry.publish("gemma-3-270m", Task::TextGeneration, second.path().to_owned(), Some("champion")).await;
+    predict.wait("version 2 serves", async || predict.served().await[0].version == 2).await;
+    assert_eq!(generate(&predict, request("x", 1)).await.1.served_by.unwrap().version, 2);
+
+    // What was on its way is read first; then come tokens that are made now.
+    while let Some(message) = running.message().now_or_never() {
+        assert!(matches!(message.unwrap().unwrap().event, Some(Event::Token(_))), "it ended too soon to tell");
+    }
+    for _ in 0..3 {
+        let message = running.message().await.unwrap().unwrap();
+        assert!(matches!(message.event, Some(Event::Token(_))));
+    }
+    drop(running);
     predict.stop().await;
 }

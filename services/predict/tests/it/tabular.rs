@@ -43,6 +43,11 @@ async fn margins_are_those_of_xgboost_by_name_and_by_matrix() {
     let named = applications().into_iter().map(|features| Row { features }).collect();
     let answer = client.predict(rows(named)).await.unwrap().into_inner();
     assert_eq!((answer.margins.len(), answer.served_by.unwrap().version), (10, 1));
+    // As many as are laid out off the async threads.
+    let named = applications().into_iter().cycle().take(500).map(|features| Row { features }).collect();
+    let many = client.predict(rows(named)).await.unwrap().into_inner();
+    assert_eq!(many.margins.len(), 500);
+    assert!(many.margins.chunks(10).all(|margins| margins == answer.margins));
     predict.stop().await;
 }
 
@@ -79,6 +84,7 @@ async fn bad_rows_are_refused_field_by_field() {
     }
     for (request, field) in [
         (rows(Vec::new()), "rows"),
+        (rows(vec![Row::default(); 10_001]), "rows"),
         (PredictRequest { model: MODEL.to_owned(), input: None }, "input"),
         (matrix(19, vec![0.0; 19]), "matrix.columns"),
         (matrix(20, vec![0.0; 30]), "matrix.values"),
