@@ -26,6 +26,14 @@ if [[ -z ${TEST_QDRANT_URL:-} ]]; then
   left_out=(-E 'not test(/(^|::)live_qdrant::/)')
 fi
 
+# The clients that drive the registry, each with its packages: VERSION=DIRECTORY:DIRECTORY, separated by spaces.
+client=$("$root/scripts/python_env.sh" mlflow-client)
+TEST_MLFLOW_CLIENTS=
+for version in 2.22 3.6 3.18; do
+  TEST_MLFLOW_CLIENTS+=" $version=$("$root/scripts/python_env.sh" "mlflow-$version"):$client"
+done
+export TEST_MLFLOW_CLIENTS
+
 if [[ $# -eq 0 ]]; then
   cargo test --quiet --workspace --doc
   set -- --workspace

@@ -50,6 +50,7 @@ impl Stack {
             [
                 ("MODEL_REGISTRY_LISTEN", registry.to_string()),
                 ("MODEL_REGISTRY_ADMIN_LISTEN", registry_admin.to_string()),
+                ("MODEL_REGISTRY_MLFLOW_LISTEN", "none".to_owned()),
                 ("MODEL_REGISTRY_DATA_DIR", below("registry")),
             ],
         );

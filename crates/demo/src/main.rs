@@ -57,6 +57,9 @@ pub(crate) struct Settings {
     /// Admin address of model-registry.
     #[arg(long, env = "MODEL_REGISTRY_ADMIN_LISTEN", default_value = "127.0.0.1:9101")]
     registry_admin: SocketAddr,
+    /// Address of model-registry's MLflow API.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_LISTEN", default_value = "127.0.0.1:5000")]
+    registry_mlflow: SocketAddr,
     /// gRPC address of predict.
     #[arg(long, env = "PREDICT_LISTEN", default_value = "127.0.0.1:50052")]
     predict: SocketAddr,

@@ -68,6 +68,7 @@ impl Stack {
         let environment = [
             ("MODEL_REGISTRY_LISTEN", grpc.to_string()),
             ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
+            ("MODEL_REGISTRY_MLFLOW_LISTEN", self.settings.registry_mlflow.to_string()),
             ("MODEL_REGISTRY_DATA_DIR", self.data("model-registry")),
         ];
         self.start("model-registry", grpc, &environment, Duration::from_secs(60)).await
@@ -209,10 +210,11 @@ fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
 }
 
 /// Every address the services listen on, and whose it is.
-fn addresses(settings: &Settings) -> [(&'static str, SocketAddr); 6] {
+fn addresses(settings: &Settings) -> [(&'static str, SocketAddr); 7] {
     [
         ("model-registry", settings.registry),
         ("model-registry's admin server", settings.registry_admin),
+        ("model-registry's MLflow API", settings.registry_mlflow),
         ("predict", settings.predict),
         ("predict's admin server", settings.predict_admin),
         ("rag", settings.rag),

@@ -26,7 +26,7 @@ fn demo(verb: &str, data: &Path, rag: u16) -> Output {
         .env("RUST_LOG", "not=a=filter")
         .args([verb, "--abstracts", "60", "--data-dir"])
         .arg(data)
-        .args(["--registry", &port(), "--registry-admin", &port()])
+        .args(["--registry", &port(), "--registry-admin", &port(), "--registry-mlflow", &port()])
         .args(["--predict", &port(), "--predict-admin", &port()])
         .args(["--rag", &format!("127.0.0.1:{rag}"), "--rag-admin", &port()])
         .output()

@@ -17,6 +17,28 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound address").port()
 }
 
+/// Sends one HTTP request over a connection of its own and returns status and body; gives up after 30 seconds.
+pub async fn send(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await?;
+        stream.write_all(body).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        Ok::<_, io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(30), exchange).await.map_err(io::Error::other)??;
+    let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let Some(head) = head else { return Err(io::Error::other("no HTTP answer")) };
+    let status = String::from_utf8_lossy(&answer[..head]).split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other("no HTTP status"))?;
+    Ok((status, answer[head + 4..].to_vec()))
+}
+
 /// Sends one HTTP GET over a connection of its own and returns status and body; gives up after 5 seconds.
 pub async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let exchange = async {

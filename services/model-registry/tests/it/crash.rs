@@ -16,6 +16,7 @@ async fn start(data: &Path, listen: SocketAddr) -> (Child, Client) {
     let env = [
         ("MODEL_REGISTRY_LISTEN", listen.to_string()),
         ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
+        ("MODEL_REGISTRY_MLFLOW_LISTEN", "none".to_owned()),
         ("MODEL_REGISTRY_DATA_DIR", data.display().to_string()),
     ];
     let mut child = Child::spawn(Path::new(env!("CARGO_BIN_EXE_model-registry")), &["serve"], env);

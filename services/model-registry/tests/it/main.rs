@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+mod clients;
 mod conformance;
 mod crash;
+mod mlflow;
 mod process;
 mod publishing;
 mod requests;

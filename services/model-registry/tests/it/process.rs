@@ -20,6 +20,7 @@ async fn it_serves_reports_itself_and_stops_on_sigterm() {
     let env = [
         ("MODEL_REGISTRY_LISTEN", listen.to_string()),
         ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
+        ("MODEL_REGISTRY_MLFLOW_LISTEN", "none".to_owned()),
         ("MODEL_REGISTRY_DATA_DIR", data.path().display().to_string()),
     ];
     let mut child = Child::spawn(Path::new(BINARY), &["serve"], env);
@@ -48,7 +49,16 @@ fn a_wrong_setting_stops_the_start_and_is_named() {
     let start = |name: &str, value: &str| {
         let dir = tempfile::tempdir().unwrap();
         let output = Command::new(BINARY)
-            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data-dir"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--admin-listen",
+                "127.0.0.1:0",
+                "--mlflow-listen",
+                "none",
+                "--data-dir",
+            ])
             .arg(dir.path())
             .env_remove("DATABASE_URL")
             .env(name, value)
@@ -99,7 +109,16 @@ mod live {
             command.args(arguments).env("DATABASE_URL", &database).output().unwrap()
         };
         let listening = listen.to_string();
-        let refused = run(&["serve", "--no-migrate", "--listen", &listening, "--admin-listen", "127.0.0.1:0"]);
+        let refused = run(&[
+            "serve",
+            "--no-migrate",
+            "--mlflow-listen",
+            "none",
+            "--listen",
+            &listening,
+            "--admin-listen",
+            "127.0.0.1:0",
+        ]);
         let problem = String::from_utf8(refused.stderr).unwrap();
         assert!(problem.contains("run `model-registry migrate` first"), "{problem}");
         for _ in 0..2 {
@@ -109,6 +128,7 @@ mod live {
         let env = [
             ("MODEL_REGISTRY_LISTEN", listening),
             ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
+            ("MODEL_REGISTRY_MLFLOW_LISTEN", "none".to_owned()),
             ("MODEL_REGISTRY_DATA_DIR", data.path().display().to_string()),
             ("MODEL_REGISTRY_NO_MIGRATE", "true".to_owned()),
             ("DATABASE_URL", database.clone()),

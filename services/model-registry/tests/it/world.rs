@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::primitives::ByteStream;
 use model_registry::artifacts::s3;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -25,7 +26,7 @@ use verdict_api::registry::{
 use verdict_chassis::client::{self, Channel};
 use verdict_chassis::server::Listeners;
 use verdict_chassis::status;
-use verdict_testkit::net::free_port;
+use verdict_testkit::net::{free_port, send};
 use verdict_testkit::postgres;
 use verdict_testkit::process::Child;
 use verdict_testkit::s3::Target;
@@ -45,13 +46,15 @@ enum Blobs {
 /// Keeps the service running while it lives.
 enum Running {
     Here { stop: CancellationToken, task: JoinHandle<anyhow::Result<()>>, _dir: TempDir },
-    Child(Child),
+    Child { child: Child, _data: TempDir },
 }
 
 /// A registry of its own for one test.
 pub(crate) struct World {
     pub(crate) client: Client,
     pub(crate) channel: Channel,
+    /// Where MLflow's API is served.
+    pub(crate) mlflow: SocketAddr,
     blobs: Blobs,
     running: Running,
 }
@@ -60,14 +63,16 @@ impl World {
     /// SQLite and a directory, in this process.
     pub(crate) async fn embedded() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let config = model_registry::Config::in_dir(dir.path());
+        let mlflow = local();
+        let config =
+            model_registry::Config { mlflow_listen: Some(mlflow), ..model_registry::Config::in_dir(dir.path()) };
         let (listeners, stop) = (Listeners::loopback().await.unwrap(), CancellationToken::new());
         let address = listeners.grpc_addr();
         let blobs = Blobs::Directory(dir.path().join("artifacts"));
         let task = tokio::spawn(model_registry::run(config, listeners, stop.clone()));
         let channel = client::connect(&format!("http://{address}")).unwrap();
         let running = Running::Here { stop, task, _dir: dir };
-        Self { client: Client::new(channel.clone()), channel, blobs, running }
+        Self { client: Client::new(channel.clone()), channel, mlflow, blobs, running }
     }
 
     /// PostgreSQL and S3, in a process that is told of them by its environment.
@@ -84,10 +89,13 @@ impl World {
     }
 
     async fn process(database: String, target: Target) -> Self {
-        let (listen, admin) = (local(), local());
+        let (listen, admin, mlflow) = (local(), local(), local());
+        let data = tempfile::tempdir().unwrap();
         let mut env = vec![
             ("MODEL_REGISTRY_LISTEN", listen.to_string()),
             ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
+            ("MODEL_REGISTRY_MLFLOW_LISTEN", mlflow.to_string()),
+            ("MODEL_REGISTRY_DATA_DIR", data.path().display().to_string()),
             ("DATABASE_URL", database.clone()),
             ("ARTIFACT_STORE", target.url()),
         ];
@@ -96,7 +104,13 @@ impl World {
         child.wait_ready(admin, PATIENCE).await;
         let channel = client::connect(&format!("http://{listen}")).unwrap();
         let blobs = Blobs::Bucket { database, target };
-        Self { client: Client::new(channel.clone()), channel, blobs, running: Running::Child(child) }
+        Self {
+            client: Client::new(channel.clone()),
+            channel,
+            mlflow,
+            blobs,
+            running: Running::Child { child, _data: data },
+        }
     }
 
     /// The URL of the PostgreSQL database.
@@ -107,6 +121,13 @@ impl World {
         }
     }
 
+    /// Calls MLflow's API; answers the status and the JSON that came.
+    pub(crate) async fn rest(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        let (status, answer) = send(self.mlflow, method, path, &body).await.unwrap();
+        (status, serde_json::from_slice(&answer).unwrap_or(Value::Null))
+    }
+
     /// Ends the service as a signal would.
     pub(crate) async fn stop(self) {
         drop((self.client, self.channel));
@@ -115,7 +136,7 @@ impl World {
                 stop.cancel();
                 task.await.unwrap().unwrap();
             }
-            Running::Child(mut child) => assert!(child.terminate(PATIENCE).await.success()),
+            Running::Child { mut child, _data } => assert!(child.terminate(PATIENCE).await.success()),
         }
     }
 
