@@ -258,7 +258,9 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<LoggedMod
             let MetricRow { model, run, key, timestamp, step, value, dataset_name, dataset_digest } = row;
             let dataset = (!dataset_name.is_empty()).then_some((dataset_name, dataset_digest));
             let metric = Metric { key, value, timestamp: Millis(timestamp), step, model: Some(model.clone()), dataset };
-            by_id.get_mut(&model).map(|model| model.metrics.push((run, metric)));
+            if let Some(model) = by_id.get_mut(&model) {
+                model.metrics.push((run, metric));
+            }
         }
     }
     Ok(models)

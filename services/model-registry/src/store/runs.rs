@@ -456,7 +456,9 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<Run>> {
             let DatasetRow { run, name, digest, source_type, source, schema, profile, tags } = row;
             let tags = from_json(&tags)?;
             let input = DatasetInput { name, digest, source_type, source, schema, profile, tags };
-            by_id.get_mut(&run).map(|run| run.datasets.push(input));
+            if let Some(run) = by_id.get_mut(&run) {
+                run.datasets.push(input);
+            }
         }
         let models = of_runs("SELECT run, direction, model, step FROM run_models", &ids);
         let found: Vec<(String, String, String, i64)> = { models }.build_query_as().fetch_all(&mut *tx).await?;

@@ -163,7 +163,7 @@ async fn runs_are_found_by_what_they_logged(world: &World) {
         ("tags.team LIKE 'R%'", "", "b"),
         ("tags.team ILIKE 'r%' AND metrics.loss >= 0.5", "", "b"),
         ("tags.team != 'risk'", "metrics.loss ASC", "bc"),
-        ("attributes.run_name IN ('a', 'c')", "metrics.loss ASC", "ac"),
+        (&format!("attributes.run_id IN ('{}', '{}')", ids[0], ids[2]), "metrics.loss ASC", "ac"),
         ("attributes.status = 'RUNNING' AND params.depth != '30'", "metrics.loss DESC", "ca"),
         ("metrics.absent > 0", "", ""),
         ("params.depth IS NULL", "", ""),

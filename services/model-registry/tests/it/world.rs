@@ -11,6 +11,7 @@ use model_registry::artifacts::s3;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -70,6 +71,10 @@ impl World {
         let address = listeners.grpc_addr();
         let blobs = Blobs::Directory(dir.path().join("artifacts"));
         let task = tokio::spawn(model_registry::run(config, listeners, stop.clone()));
+        while TcpStream::connect(mlflow).await.is_err() {
+            assert!(!task.is_finished(), "the registry has ended");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let channel = client::connect(&format!("http://{address}")).unwrap();
         let running = Running::Here { stop, task, _dir: dir };
         Self { client: Client::new(channel.clone()), channel, mlflow, blobs, running }

@@ -21,6 +21,8 @@ pub fn release(version: api::Version) -> Result<Release, String> {
         create_time: _,
         update_time: _,
         etag: _,
+        source: _,
+        run_id: _,
     } = version;
     if status != i32::from(api::VersionStatus::Ready) {
         return Err(format!("version {version} of `{model}` is not READY: finalize it first"));
@@ -30,6 +32,11 @@ pub fn release(version: api::Version) -> Result<Release, String> {
         Ok(api::Task::TextReranking) => Task::TextReranking,
         Ok(api::Task::TextGeneration) => Task::TextGeneration,
         Ok(api::Task::TabularClassification) => Task::TabularClassification,
+        Ok(api::Task::Custom) => {
+            return Err(format!(
+                "version {version} of `{model}` has task TASK_CUSTOM, which MLflow's clients load and predict does not serve"
+            ));
+        }
         Ok(api::Task::Unspecified) | Err(_) => {
             return Err(format!("version {version} of `{model}` has task {task}, which is not known here"));
         }
