@@ -23,6 +23,10 @@ pub struct Config {
     /// Address of MLflow's REST API, for the `mlflow` client; none serves none.
     #[arg(long, env = "MODEL_REGISTRY_MLFLOW_LISTEN", default_value = "127.0.0.1:5000", value_parser = listen_or_none)]
     pub mlflow_listen: MlflowListen,
+    /// Below which MLflow's experiments keep their files unless they say otherwise: files of this registry, or a place its
+    /// clients reach themselves, as `s3://bucket/prefix`.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_ARTIFACT_ROOT", default_value = "mlflow-artifacts:")]
+    pub mlflow_artifact_root: String,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -79,6 +83,7 @@ impl Config {
             listen: (Ipv4Addr::LOCALHOST, 50051).into(),
             admin_listen: (Ipv4Addr::LOCALHOST, 9101).into(),
             mlflow_listen: None,
+            mlflow_artifact_root: "mlflow-artifacts:".to_owned(),
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,

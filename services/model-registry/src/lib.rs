@@ -11,6 +11,8 @@ use tokio_util::sync::CancellationToken;
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
+use crate::tracking::{Location, Millis};
+
 pub mod artifacts;
 pub mod config;
 mod convert;
@@ -41,6 +43,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let store = store::open(&database, config.database.database_connections, !config.no_migrate).await?;
     let artifacts = artifacts::open(&config).await?;
     let feed = feed::Feed::start(store.clone(), config.watch_heartbeat, stop.clone()).await?;
+    let artifact_root = config.mlflow_artifact_root.clone();
+    store.add_default_experiment(Millis::now(), &Location::Below(artifact_root.clone())).await?;
     let mlflow = match config.mlflow_listen {
         None => None,
         Some(address) => Some(
@@ -57,7 +61,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let rest = async {
         let Some(listener) = mlflow else { return Ok(()) };
         let spool = config.database.data_dir.join("spool");
-        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone(), spool };
+        let (artifacts, feed) = (artifacts.clone(), feed.clone());
+        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root };
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };

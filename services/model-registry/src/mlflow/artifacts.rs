@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -33,6 +33,7 @@ pub(super) fn routes() -> Router<Mlflow> {
         .route("/mlflow-artifacts/artifacts", get(list))
         .route("/mlflow-artifacts/artifacts/{*path}", get(download).put(upload).delete(delete))
         .layer(DefaultBodyLimit::disable())
+        .route("/mlflow/upload-artifact", post(upload_to_run))
         .route("/mlflow/artifacts/list", get(list_of_run))
         .route("/mlflow/logged-models/{model_id}/artifacts/directories", get(list_of_logged_model))
         .route("/mlflow/logged-models/{model_id}/artifacts/files", get(file_of_logged_model))
@@ -137,36 +138,57 @@ fn content_type(name: &str) -> &'static str {
 }
 
 async fn upload(State(mlflow): State<Mlflow>, Path(text): Path<String>, body: Body) -> Answer {
-    let path = path(&text)?;
-    if version_in(path.as_str()).is_some() || path.as_str().starts_with(&format!("{VERSIONS}/")) {
-        return Err(Refusal::invalid(format!("Invalid path: {text}: the files of a version never change")));
-    }
-    let unavailable = |error: std::io::Error| {
-        Refusal::from(Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })
+    mlflow.take(path(&text)?, body).await
+}
+
+/// A small file of a run, as MLflow's web page sends it.
+async fn upload_to_run(State(mlflow): State<Mlflow>, parameters: Parameters, bytes: Bytes) -> Answer {
+    let given = |name: &str| {
+        let value = parameters.get(name).filter(|value| !value.is_empty());
+        value.ok_or_else(|| Refusal::invalid(format!("Request must specify {name}.")))
     };
-    // The store is told size and digest beforehand, so the bytes wait on disk until both are known.
-    let spool = tempfile::tempfile_in(&mlflow.spool).map_err(unavailable)?;
-    let mut spool = tokio::fs::File::from_std(spool);
-    let (mut size, mut hash) = (0_u64, Sha256::new());
-    let mut body = body.into_data_stream();
-    while let Some(bytes) = body.next().await {
-        let bytes = bytes.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", error.to_string()))?;
-        size += bytes.len() as u64;
-        if size > MAX_ARTIFACT_BYTES {
-            return Err(Refusal::invalid(format!("A file may have at most {MAX_ARTIFACT_BYTES} bytes (64 GiB)")));
-        }
-        hash.update(&bytes);
-        metrics::counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
-        spool.write_all(&bytes).await.map_err(unavailable)?;
+    let (run, relative) = (given("run_uuid")?, path(given("path")?)?);
+    if bytes.is_empty() {
+        return Err(Refusal::invalid("Request must specify data."));
     }
-    spool.flush().await.map_err(unavailable)?;
-    spool.rewind().await.map_err(unavailable)?;
-    let file = Artifact { path, size, sha256: Sha256Hex::of(hash) };
-    let spooled = ReaderStream::with_capacity(spool, READ_BYTES)
-        .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() });
-    mlflow.artifacts.keep(&file, checked(spooled.boxed(), file.clone(), Direction::In)).await?;
-    mlflow.store.put_file(&file).await?;
-    Ok(answer::nothing())
+    let run = mlflow.store.run(run).await?;
+    mlflow.take(path(&below_proxy(&run.artifact_uri, relative.as_str())?)?, Body::from(bytes)).await
+}
+
+impl Mlflow {
+    /// Takes a file in: spooled and hashed, kept by its hash, then noted under its path.
+    async fn take(&self, path: ArtifactPath, body: Body) -> Answer {
+        if version_in(path.as_str()).is_some() || path.as_str().starts_with(&format!("{VERSIONS}/")) {
+            return Err(Refusal::invalid(format!("Invalid path: {path}: the files of a version never change")));
+        }
+        let unavailable = |error: std::io::Error| {
+            Refusal::from(Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })
+        };
+        // The store is told size and digest beforehand, so the bytes wait on disk until both are known.
+        let spool = tempfile::tempfile_in(&self.spool).map_err(unavailable)?;
+        let mut spool = tokio::fs::File::from_std(spool);
+        let (mut size, mut hash) = (0_u64, Sha256::new());
+        let mut body = body.into_data_stream();
+        while let Some(bytes) = body.next().await {
+            let bytes =
+                bytes.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", error.to_string()))?;
+            size += bytes.len() as u64;
+            if size > MAX_ARTIFACT_BYTES {
+                return Err(Refusal::invalid(format!("A file may have at most {MAX_ARTIFACT_BYTES} bytes (64 GiB)")));
+            }
+            hash.update(&bytes);
+            metrics::counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
+            spool.write_all(&bytes).await.map_err(unavailable)?;
+        }
+        spool.flush().await.map_err(unavailable)?;
+        spool.rewind().await.map_err(unavailable)?;
+        let file = Artifact { path, size, sha256: Sha256Hex::of(hash) };
+        let spooled = ReaderStream::with_capacity(spool, READ_BYTES)
+            .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() });
+        self.artifacts.keep(&file, checked(spooled.boxed(), file.clone(), Direction::In)).await?;
+        self.store.put_file(&file).await?;
+        Ok(answer::nothing())
+    }
 }
 
 async fn download(State(mlflow): State<Mlflow>, Path(text): Path<String>) -> Answer {

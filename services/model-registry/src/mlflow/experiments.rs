@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::request::Fields;
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::search::Subject;
-use crate::tracking::{ExperimentChange, ExperimentDraft, ExperimentRef, Millis, Search, View, limits};
+use crate::tracking::{ExperimentChange, ExperimentDraft, ExperimentRef, Location, Millis, Search, View, limits};
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -68,18 +68,18 @@ async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let name = fields.required("name")?;
     limits::experiment_name(&name)?;
     let artifact_location = fields.text("artifact_location")?.filter(|location| !location.is_empty());
-    let artifact_location = match artifact_location {
-        None => None,
+    let location = match artifact_location {
+        None => Location::Below(mlflow.artifact_root.clone()),
         Some(location) => {
             limits::artifact_location(&location)?;
-            Some(absolute(location))
+            Location::At(absolute(location))
         }
     };
     let tags = fields.pairs("tags")?;
     for (key, value) in &tags {
         limits::experiment_tag(key, value)?;
     }
-    let id = mlflow.store.create_experiment(Millis::now(), &ExperimentDraft { name, artifact_location, tags }).await?;
+    let id = mlflow.store.create_experiment(Millis::now(), &ExperimentDraft { name, location, tags }).await?;
     Ok(answer::one("experiment_id", id.to_string().into()))
 }
 

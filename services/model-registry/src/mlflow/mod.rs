@@ -1,7 +1,7 @@
 //! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
 //!
 //! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
-//! - One module per area: `experiments`, `runs`, `logged_models`, `registered`, `artifacts`.
+//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
@@ -12,14 +12,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Json, Router, ServiceExt};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower::Layer;
 use verdict_chassis::metrics::CALL_DURATION;
 
 use crate::artifacts::ArtifactStore;
@@ -30,6 +32,7 @@ mod answer;
 mod artifacts;
 mod experiments;
 mod logged_models;
+mod metrics;
 mod refusal;
 mod registered;
 mod request;
@@ -54,6 +57,8 @@ pub(crate) struct Mlflow {
     pub(crate) feed: Arc<Feed>,
     /// Where files are while they come in.
     pub(crate) spool: PathBuf,
+    /// Below which experiments keep their files unless they say otherwise.
+    pub(crate) artifact_root: String,
 }
 
 /// Serves the API on `listener` until `stop`, then lets calls in flight end for a while.
@@ -63,7 +68,10 @@ pub(crate) async fn serve(listener: TcpListener, mlflow: Mlflow, stop: Cancellat
         .with_context(|| format!("cannot make {}", mlflow.spool.display()))?;
     let address = listener.local_addr()?;
     tracing::info!(listen = %address, "serving MLflow's API on {address}");
-    let served = axum::serve(listener, router(mlflow)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    // MLflow's clients join URLs carelessly: `//` at the beginning of a path is `/`.
+    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow));
+    let router = ServiceExt::<Request>::into_make_service(router);
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
         stop.cancelled().await;
         tokio::time::sleep(DRAIN).await;
@@ -74,11 +82,23 @@ pub(crate) async fn serve(listener: TcpListener, mlflow: Mlflow, stop: Cancellat
     }
 }
 
+fn one_leading_slash(mut request: Request) -> Request {
+    let path = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
+    if path.starts_with("//") {
+        let plain = format!("/{}", path.trim_start_matches('/'));
+        if let Ok(uri) = plain.parse() {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
 fn router(mlflow: Mlflow) -> Router {
     let areas = || {
         Router::new()
             .merge(experiments::routes())
             .merge(runs::routes())
+            .merge(metrics::routes())
             .merge(logged_models::routes())
             .merge(registered::routes())
             .merge(artifacts::routes())
@@ -131,7 +151,7 @@ async fn measured(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let code = response.status().as_u16().to_string();
     let labels = [("service", "mlflow".to_owned()), ("method", method), ("code", code)];
-    metrics::histogram!(CALL_DURATION, &labels).record(began.elapsed().as_secs_f64());
+    ::metrics::histogram!(CALL_DURATION, &labels).record(began.elapsed().as_secs_f64());
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(HeaderName::from_static("x-frame-options"), HeaderValue::from_static("SAMEORIGIN"));

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::{get, post};
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::experiments::{experiment_id, view};
@@ -11,15 +11,12 @@ use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::search::Subject;
 use crate::tracking::{
-    Batch, DatasetInput, Metric, Millis, ModelOutput, RunChange, RunDraft, RunStatus, Search, Uses, limits,
+    Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, RunChange, RunDraft, RunStatus, Search, Uses,
+    limits,
 };
 
-/// Most values of a metric in one answer.
-const MAX_HISTORY: u32 = 25_000;
-/// Most values where no limit was asked for.
-const MAX_WHOLE_HISTORY: u32 = 1_000_000;
-/// Most runs of a bulk history, and the default of values in it.
-const MAX_BULK_RUNS: usize = 100;
+/// Most experiments whose datasets are asked for at once.
+const MAX_DATASET_EXPERIMENTS: usize = 20;
 
 const RUN_NAME: &str = "mlflow.runName";
 
@@ -38,8 +35,7 @@ pub(super) fn routes() -> Router<Mlflow> {
         .route("/mlflow/runs/log-batch", post(log_batch))
         .route("/mlflow/runs/log-inputs", post(log_inputs))
         .route("/mlflow/runs/outputs", post(log_outputs))
-        .route("/mlflow/metrics/get-history", get(history))
-        .route("/mlflow/metrics/get-history-bulk", get(history_bulk))
+        .route("/mlflow/experiments/search-datasets", post(search_datasets))
 }
 
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
@@ -226,40 +222,27 @@ async fn log_outputs(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     Ok(answer::nothing())
 }
 
-async fn history(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    let (run, key) = (fields.run_id()?, fields.required("metric_key")?);
-    let limit = if fields.has("max_results") { fields.limit(MAX_HISTORY, MAX_HISTORY)? } else { MAX_WHOLE_HISTORY };
-    let page = mlflow.store.history(&run, &key, fields.offset()?, limit).await?;
-    Ok(answer::page("metrics", page.items.into_iter().map(answer::metric).collect(), page.next))
-}
-
-async fn history_bulk(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    let mut runs = fields.texts("run_id")?;
-    if runs.is_empty() {
-        return Err(Refusal::invalid("GetMetricHistoryBulk request must specify at least one run_id."));
+async fn search_datasets(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    let experiments = fields.texts("experiment_ids")?;
+    if experiments.is_empty() {
+        return Err(Refusal::invalid("SearchDatasets request must specify at least one experiment_id."));
     }
-    if runs.len() > MAX_BULK_RUNS {
+    if experiments.len() > MAX_DATASET_EXPERIMENTS {
         return Err(Refusal::invalid(format!(
-            "GetMetricHistoryBulk request cannot specify more than {MAX_BULK_RUNS} run_ids. Received {} run_ids.",
-            runs.len()
+            "SearchDatasets request cannot specify more than {MAX_DATASET_EXPERIMENTS} experiment_ids. Received {} \
+             experiment_ids.",
+            experiments.len()
         )));
     }
-    let Some(key) = fields.text("metric_key")? else {
-        return Err(Refusal::invalid("GetMetricHistoryBulk request must specify a metric_key."));
+    let experiments = experiments.iter().map(|id| experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
+    let summary = |summary: DatasetSummary| {
+        let DatasetSummary { experiment, name, digest, context } = summary;
+        let mut fields = json!({"experiment_id": experiment.to_string(), "name": name, "digest": digest});
+        if let Some(context) = context {
+            fields["context"] = context.into();
+        }
+        fields
     };
-    let limit = fields.integer("max_results")?.unwrap_or(i64::from(MAX_HISTORY)).clamp(0, i64::from(MAX_HISTORY));
-    runs.sort();
-    let mut metrics = Vec::new();
-    for run in runs {
-        let left = u32::try_from(limit).unwrap_or(MAX_HISTORY) - metrics.len() as u32;
-        if left == 0 {
-            break;
-        }
-        for one in mlflow.store.history(&run, &key, 0, left).await?.items {
-            let mut fields = answer::metric(one);
-            fields["run_id"] = run.clone().into();
-            metrics.push(fields);
-        }
-    }
-    Ok(answer::one("metrics", Value::Array(metrics)))
+    let found = mlflow.store.dataset_summaries(&experiments).await?;
+    Ok(answer::one("dataset_summaries", found.into_iter().map(summary).collect()))
 }

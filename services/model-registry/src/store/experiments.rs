@@ -11,8 +11,8 @@ use super::{Db, LOCK_EXPERIMENTS};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::tracking::{
-    DEFAULT_EXPERIMENT, Experiment, ExperimentChange, ExperimentDraft, ExperimentRef, Experiments, Millis, Page,
-    Search, View,
+    DEFAULT_EXPERIMENT, Experiment, ExperimentChange, ExperimentDraft, ExperimentRef, Experiments, Location, Millis,
+    Page, Search, View,
 };
 
 const COLUMNS: &str = "SELECT id, name, artifact_location, deleted, create_time, update_time FROM experiments";
@@ -42,34 +42,26 @@ struct Row {
     update_time: i64,
 }
 
-impl Tables {
-    /// Adds the experiment that every store begins with, where it is missing.
-    pub(super) async fn add_default_experiment(&self, now: Millis) -> Result<()> {
+#[async_trait]
+impl Experiments for Tables {
+    async fn add_default_experiment(&self, now: Millis, location: &Location) -> Result<()> {
         let mut tx = self.begin_write().await?;
         query(
             "INSERT INTO experiments (id, name, artifact_location, create_time, update_time)
              VALUES ($1, 'Default', $2, $3, $3) ON CONFLICT DO NOTHING",
         )
         .bind(DEFAULT_EXPERIMENT)
-        .bind(location_of(DEFAULT_EXPERIMENT))
+        .bind(location.of(DEFAULT_EXPERIMENT))
         .bind(now.0)
         .execute(&mut *tx)
         .await?;
         Ok(tx.commit().await?)
     }
-}
 
-/// Where an experiment keeps its files in this registry.
-fn location_of(id: i64) -> String {
-    format!("mlflow-artifacts:/{id}")
-}
-
-#[async_trait]
-impl Experiments for Tables {
     async fn create_experiment(&self, now: Millis, draft: &ExperimentDraft) -> Result<i64> {
         let mut tx = self.begin_write().await?;
         query(LOCK_EXPERIMENTS).execute(&mut *tx).await?;
-        let ExperimentDraft { name, artifact_location, tags } = draft;
+        let ExperimentDraft { name, location, tags } = draft;
         let id: i64 = query_scalar("SELECT COALESCE(MAX(id), 0) + 1 FROM experiments").fetch_one(&mut *tx).await?;
         let added = query(
             "INSERT INTO experiments (id, name, artifact_location, create_time, update_time)
@@ -77,7 +69,7 @@ impl Experiments for Tables {
         )
         .bind(id)
         .bind(name)
-        .bind(artifact_location.clone().unwrap_or_else(|| location_of(id)))
+        .bind(location.of(id))
         .bind(now.0)
         .execute(&mut *tx)
         .await?;

@@ -30,7 +30,6 @@ mod runs;
 mod searching;
 
 use super::{IDS_AT_ONCE, ROWS_AT_ONCE};
-use crate::tracking::Millis;
 
 /// The registry in PostgreSQL.
 pub type PostgresStore = tables::Tables;
@@ -80,7 +79,5 @@ pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<
             .unwrap_or_default();
         ensure!(applied >= newest, "DATABASE_URL: the tables are not up to date; run `model-registry migrate` first");
     }
-    let store = PostgresStore::new(writer, reader);
-    store.add_default_experiment(Millis::now()).await.context("DATABASE_URL: cannot write to the tables")?;
-    Ok(store)
+    Ok(PostgresStore::new(writer, reader))
 }

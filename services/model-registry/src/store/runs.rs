@@ -13,7 +13,8 @@ use super::{Db, IDS_AT_ONCE, ROWS_AT_ONCE};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::tracking::{
-    Batch, DatasetInput, Metric, Millis, ModelOutput, Page, Run, RunChange, RunDraft, Runs, Search, Uses,
+    Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, Run, RunChange, RunDraft, Runs, Search,
+    Uses,
 };
 
 /// The tag that is a run's name.
@@ -216,6 +217,18 @@ impl Runs for Tables {
             .await?;
         }
         Ok(tx.commit().await?)
+    }
+
+    async fn dataset_summaries(&self, experiments: &[i64]) -> Result<Vec<DatasetSummary>> {
+        let mut query = QueryBuilder::<Db>::new(
+            "SELECT DISTINCT experiment, name, digest, context FROM run_datasets WHERE experiment IN (",
+        );
+        let mut ids = query.separated(", ");
+        for id in experiments {
+            ids.push_bind(*id);
+        }
+        query.push(") ORDER BY experiment, name, digest LIMIT 1000");
+        Ok(query.build_query_as().fetch_all(self.reader()).await?)
     }
 
     async fn history(&self, run: &str, key: &str, offset: u64, limit: u32) -> Result<Page<Metric>> {

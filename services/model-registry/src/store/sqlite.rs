@@ -30,7 +30,6 @@ mod runs;
 mod searching;
 
 use super::{IDS_AT_ONCE, ROWS_AT_ONCE};
-use crate::tracking::Millis;
 
 /// The registry in SQLite.
 pub type SqliteStore = tables::Tables;
@@ -65,7 +64,5 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(context)?;
     sqlx::migrate!("migrations/sqlite").run(&writer).await.with_context(context)?;
     let reader = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await.with_context(context)?;
-    let store = SqliteStore::new(writer, reader);
-    store.add_default_experiment(Millis::now()).await.with_context(context)?;
-    Ok(store)
+    Ok(SqliteStore::new(writer, reader))
 }

@@ -43,12 +43,29 @@ pub struct Experiment {
     pub update_time: Millis,
 }
 
+/// Where an experiment is to keep its files.
+#[derive(Clone, Debug)]
+pub enum Location {
+    /// In a directory of this root that is named by the experiment's number.
+    Below(String),
+    At(String),
+}
+
+impl Location {
+    /// The place itself, for the experiment numbered `id`.
+    pub fn of(&self, id: i64) -> String {
+        match self {
+            Self::Below(root) => format!("{}/{id}", root.trim_end_matches('/')),
+            Self::At(place) => place.clone(),
+        }
+    }
+}
+
 /// An experiment before it has its number.
 #[derive(Clone, Debug)]
 pub struct ExperimentDraft {
     pub name: String,
-    /// None: a place of its own in this registry.
-    pub artifact_location: Option<String>,
+    pub location: Location,
     pub tags: BTreeMap<String, String>,
 }
 
@@ -208,6 +225,8 @@ pub struct Search {
 /// Experiments, each method one transaction.
 #[async_trait]
 pub trait Experiments: Send + Sync {
+    /// Adds the experiment that every store begins with, where it is missing.
+    async fn add_default_experiment(&self, now: Millis, location: &Location) -> Result<()>;
     /// Adds an experiment and answers its number. A name is taken as long as anything has it, deleted or not.
     async fn create_experiment(&self, now: Millis, draft: &ExperimentDraft) -> Result<i64>;
     /// Finds an experiment, deleted or not.
@@ -233,8 +252,19 @@ pub trait Runs: Send + Sync {
     async fn log(&self, run: &str, batch: &Batch) -> Result<()>;
     /// Notes what an active run read and made.
     async fn log_uses(&self, run: &str, uses: &Uses) -> Result<()>;
+    /// Lists which datasets the runs of these experiments have used for what; at most a thousand.
+    async fn dataset_summaries(&self, experiments: &[i64]) -> Result<Vec<DatasetSummary>>;
     /// Lists the values of a metric by timestamp, step and value.
     async fn history(&self, run: &str, key: &str, offset: u64, limit: u32) -> Result<Page<Metric>>;
+}
+
+/// A dataset that runs of an experiment have used, and for what.
+#[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
+pub struct DatasetSummary {
+    pub experiment: i64,
+    pub name: String,
+    pub digest: String,
+    pub context: Option<String>,
 }
 
 /// What a run read and made.
