@@ -1,7 +1,7 @@
 //! What the registry remembers: one trait, in SQLite and in PostgreSQL.
 //!
-//! The queries are the same in both and written once, in `tables.rs`, which `sqlite.rs` and `postgres.rs` each compile for
-//! their own database. Every write first locks the one row of `log`: writes happen one after the other, so the sequence of
+//! The queries are the same in both and written once, in `tables`, which `sqlite.rs` and `postgres.rs` each compile for their
+//! own database. Every write first locks the one row of `log`: writes happen one after the other, so the sequence of
 //! the events is the order in which they were committed, on one replica or on many.
 
 use std::sync::Arc;

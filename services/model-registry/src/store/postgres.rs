@@ -7,29 +7,8 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use url::Url;
 
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "tables.rs"]
+#[path = "tables/mod.rs"]
 mod tables;
-
-#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "experiments.rs"]
-mod experiments;
-#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "files.rs"]
-mod files;
-#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "logged_models.rs"]
-mod logged_models;
-#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "registered.rs"]
-mod registered;
-#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "runs.rs"]
-mod runs;
-#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
-#[path = "searching.rs"]
-mod searching;
-
-use super::{IDS_AT_ONCE, ROWS_AT_ONCE};
 
 /// The registry in PostgreSQL.
 pub type PostgresStore = tables::Tables;

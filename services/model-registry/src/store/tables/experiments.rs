@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::tables::{Connection, Tables};
-use super::{Db, LOCK_EXPERIMENTS};
+use super::{Connection, Db, IDS_AT_ONCE, LOCK_EXPERIMENTS, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::tracking::{
@@ -205,7 +204,7 @@ async fn set_tag(tx: &mut Connection, id: i64, key: &str, value: &str) -> Result
 
 async fn with_tags(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<Experiment>> {
     let mut tags: BTreeMap<i64, BTreeMap<String, String>> = BTreeMap::new();
-    for some in rows.chunks(super::IDS_AT_ONCE) {
+    for some in rows.chunks(IDS_AT_ONCE) {
         let mut query =
             QueryBuilder::<Db>::new("SELECT experiment, key, value FROM experiment_tags WHERE experiment IN (");
         let mut ids = query.separated(", ");

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, query};
 
-use super::super::rows::{from_word, to_word};
 use super::experiments::{self, push_view};
+use super::runs::kept;
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::tables::{Connection, Tables};
-use super::{Db, IDS_AT_ONCE};
+use super::{Connection, Db, IDS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
+use crate::store::rows::{from_word, to_word};
 use crate::tracking::{LoggedModel, LoggedModelChange, LoggedModelDraft, LoggedModels, Metric, Millis, Page, Search};
 
 const COLUMNS: &str = "SELECT id, experiment, name, artifact_location, status, model_type, source_run, create_time,
@@ -209,8 +209,8 @@ pub(super) async fn add_metrics(tx: &mut Connection, run: &str, metrics: &[Metri
         .bind(&metric.key)
         .bind(metric.timestamp.0)
         .bind(metric.step)
-        .bind(super::runs::kept(metric.value).0)
-        .bind(super::runs::kept(metric.value).1)
+        .bind(kept(metric.value).0)
+        .bind(kept(metric.value).1)
         .bind(dataset_name)
         .bind(dataset_digest)
         .execute(&mut *tx)

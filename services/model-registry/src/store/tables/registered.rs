@@ -3,14 +3,16 @@
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, query, query_scalar};
 
-use super::super::rows::{ModelRow, to_word};
+use super::reading::{
+    find_model, model as model_named, version as version_numbered, versions_of, with_parts_of_models,
+};
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::tables::{self, Tables, event};
-use super::{Db, IDS_AT_ONCE};
+use super::{Connection, Db, IDS_AT_ONCE, Tables, event};
 use crate::error::{Error, Result};
 use crate::model::{Event, EventKind, Micros, Model, Stage, Version};
 use crate::names::{ModelName, VersionId};
 use crate::search::Attribute;
+use crate::store::rows::{ModelRow, to_word};
 use crate::tracking::{Page, Registered, Search};
 
 const MODELS: Place = Place {
@@ -59,7 +61,7 @@ impl Registered for Tables {
         push_page(&mut query, *offset, *limit);
         let rows: Vec<ModelRow> = query.build_query_as().fetch_all(&mut *tx).await?;
         let page = Page::cut(rows, *offset, *limit);
-        Ok(Page { items: tables::with_parts_of_models(&mut tx, page.items).await?, next: page.next })
+        Ok(Page { items: with_parts_of_models(&mut tx, page.items).await?, next: page.next })
     }
 
     async fn search_versions(&self, search: &Search) -> Result<Page<Version>> {
@@ -73,7 +75,7 @@ impl Registered for Tables {
         push_page(&mut query, *offset, *limit);
         let ids: Vec<(String, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
         let page = Page::cut(ids, *offset, *limit);
-        Ok(Page { items: tables::versions_of(&mut tx, &page.items).await?, next: page.next })
+        Ok(Page { items: versions_of(&mut tx, &page.items).await?, next: page.next })
     }
 
     async fn latest_versions(&self, of: &[ModelName]) -> Result<Vec<Version>> {
@@ -88,20 +90,20 @@ impl Registered for Tables {
             query.push(") GROUP BY model, stage ORDER BY model, stage");
             ids.extend(query.build_query_as::<(String, i64)>().fetch_all(&mut *tx).await?);
         }
-        tables::versions_of(&mut tx, &ids).await
+        versions_of(&mut tx, &ids).await
     }
 
     async fn describe(&self, now: Micros, model: &ModelName, version: Option<i64>, description: &str) -> Result<()> {
         let mut write = self.write(now).await?;
         let kind = match version {
             None => {
-                tables::model(&mut write.tx, model).await?;
+                model_named(&mut write.tx, model).await?;
                 let sql = "UPDATE models SET description = $1 WHERE name = $2";
                 query(sql).bind(description).bind(model.as_str()).execute(&mut *write.tx).await?;
                 EventKind::ModelUpdated
             }
             Some(number) => {
-                tables::version(&mut write.tx, &VersionId { model: model.clone(), number }).await?;
+                version_numbered(&mut write.tx, &VersionId { model: model.clone(), number }).await?;
                 let sql = "UPDATE versions SET description = $1 WHERE model = $2 AND version = $3";
                 query(sql).bind(description).bind(model.as_str()).bind(number).execute(&mut *write.tx).await?;
                 EventKind::VersionUpdated
@@ -113,8 +115,8 @@ impl Registered for Tables {
 
     async fn rename_model(&self, now: Micros, from: &ModelName, to: &ModelName) -> Result<Model> {
         let mut write = self.write(now).await?;
-        tables::model(&mut write.tx, from).await?;
-        if tables::find_model(&mut write.tx, to).await?.is_some() {
+        model_named(&mut write.tx, from).await?;
+        if find_model(&mut write.tx, to).await?.is_some() {
             return Err(Error::ModelExists(to.clone()));
         }
         // Rows are named by their model, so they are written anew under the other name; what refers to them follows.
@@ -139,13 +141,13 @@ impl Registered for Tables {
         }
         write.record(event(EventKind::ModelDeleted, from)).await?;
         write.record(event(EventKind::ModelCreated, to)).await?;
-        let renamed = tables::model(&mut write.tx, to).await?;
+        let renamed = model_named(&mut write.tx, to).await?;
         write.commit(renamed).await
     }
 
     async fn move_to_stage(&self, now: Micros, of: &VersionId, stage: Stage, archive_others: bool) -> Result<Version> {
         let mut write = self.write(now).await?;
-        tables::version(&mut write.tx, of).await?;
+        version_numbered(&mut write.tx, of).await?;
         if archive_others {
             let others: Vec<i64> =
                 query_scalar("SELECT version FROM versions WHERE model = $1 AND version <> $2 AND stage = $3")
@@ -164,12 +166,12 @@ impl Registered for Tables {
         write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }).await?;
         let sql = "UPDATE models SET update_time = $1 WHERE name = $2";
         query(sql).bind(now.0).bind(of.model.as_str()).execute(&mut *write.tx).await?;
-        let version = tables::version(&mut write.tx, of).await?;
+        let version = version_numbered(&mut write.tx, of).await?;
         write.commit(version).await
     }
 }
 
-async fn set_stage(tx: &mut tables::Connection, of: &VersionId, stage: Stage) -> Result<()> {
+async fn set_stage(tx: &mut Connection, of: &VersionId, stage: Stage) -> Result<()> {
     query("UPDATE versions SET stage = $1 WHERE model = $2 AND version = $3")
         .bind(to_word(&stage)?)
         .bind(of.model.as_str())

@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, query};
 
-use super::super::rows::{from_json, from_word, to_json, to_word};
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::tables::{Connection, Tables};
-use super::{Db, IDS_AT_ONCE, ROWS_AT_ONCE};
+use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables, logged_models};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
+use crate::store::rows::{from_json, from_word, to_json, to_word};
 use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, Run, RunChange, RunDraft, Runs, Search,
     Uses,
@@ -189,7 +188,7 @@ impl Runs for Tables {
         must_be_active(&lock(&mut tx, run).await?)?;
         add_params(&mut tx, run, params).await?;
         add_metrics(&mut tx, run, metrics).await?;
-        super::logged_models::add_metrics(&mut tx, run, metrics).await?;
+        logged_models::add_metrics(&mut tx, run, metrics).await?;
         set_tags(&mut tx, run, tags).await?;
         Ok(tx.commit().await?)
     }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::{query, query_as, query_scalar};
 
-use super::tables::{Connection, Tables};
+use super::{Connection, Tables};
 use crate::error::Result;
 use crate::model::Artifact;
 use crate::names::{ArtifactPath, Sha256Hex, VersionId};
