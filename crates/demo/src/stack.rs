@@ -163,10 +163,13 @@ impl Stack {
 impl Drop for Stack {
     fn drop(&mut self) {
         while let Some((name, mut child)) = self.running.pop() {
-            let stopped = i32::try_from(child.id()).ok().and_then(Pid::from_raw).is_some_and(|pid| {
-                kill_process(pid, Signal::TERM).is_ok()
-                    && wait_until(STOP_GRACE, || matches!(child.try_wait(), Ok(Some(_))))
-            });
+            // One that has ended by itself has no pid any more.
+            let has_ended = matches!(child.try_wait(), Ok(Some(_)));
+            let stopped = has_ended
+                || i32::try_from(child.id()).ok().and_then(Pid::from_raw).is_some_and(|pid| {
+                    kill_process(pid, Signal::TERM).is_ok()
+                        && wait_until(STOP_GRACE, || matches!(child.try_wait(), Ok(Some(_))))
+                });
             if !stopped {
                 eprintln!("{name} did not stop in {} s and is killed", STOP_GRACE.as_secs());
                 child.kill().ok();

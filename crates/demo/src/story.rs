@@ -51,8 +51,8 @@ pub(crate) async fn up(settings: &Settings) -> Result<()> {
     started?;
     stack.leave_running();
     println!(
-        "\nRunning: model-registry {}, predict {}, rag {}. `make down` stops them; `make demo` needs them stopped.",
-        settings.registry, settings.predict, settings.rag
+        "\nRunning: model-registry {} (MLflow: http://{}), predict {}, rag {}. `make down` stops them; `make demo` needs them stopped.",
+        settings.registry, settings.registry_mlflow, settings.predict, settings.rag
     );
     Ok(())
 }
