@@ -5,18 +5,24 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::StreamExt;
+use serde_json::{Value, json};
 use verdict_api::registry::{CreateVersionRequest, GetModelRequest, ListVersionsRequest, VersionStatus};
 use verdict_chassis::client;
+use verdict_testkit::net::send;
 use verdict_testkit::process::Child;
 
 use crate::world::{Client, PATIENCE, artifact, local, parts, sha256, version_of};
 
 async fn start(data: &Path, listen: SocketAddr) -> (Child, Client) {
+    start_with(data, listen, "none".to_owned()).await
+}
+
+async fn start_with(data: &Path, listen: SocketAddr, mlflow: String) -> (Child, Client) {
     let admin = local();
     let env = [
         ("MODEL_REGISTRY_LISTEN", listen.to_string()),
         ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
-        ("MODEL_REGISTRY_MLFLOW_LISTEN", "none".to_owned()),
+        ("MODEL_REGISTRY_MLFLOW_LISTEN", mlflow),
         ("MODEL_REGISTRY_DATA_DIR", data.display().to_string()),
     ];
     let mut child = Child::spawn(Path::new(env!("CARGO_BIN_EXE_model-registry")), &["serve"], env);
@@ -157,5 +163,43 @@ async fn killed_among_many_writes_it_keeps_every_acknowledged_one() {
         let model = registry.get_model(get).await.unwrap().into_inner().model.unwrap();
         assert_eq!(model.latest_version, acknowledged + 1);
     }
+    assert!(child.terminate(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_among_batches_of_metrics_it_keeps_each_whole_or_not_at_all() {
+    const BATCH: usize = 1000;
+    let (data, listen, mlflow) = (tempfile::tempdir().unwrap(), local(), local());
+    let (mut child, _) = start_with(data.path(), listen, mlflow.to_string()).await;
+    let call = async |method: &str, path: &str, body: Value| {
+        let (status, answer) =
+            send(mlflow, method, &format!("/api/2.0/mlflow/{path}"), body.to_string().as_bytes()).await?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(std::io::Error::other)?;
+        if status == 200 { Ok(answer) } else { Err(std::io::Error::other(answer.to_string())) }
+    };
+    let begin = json!({"experiment_id": "0", "start_time": 1});
+    let run = call("POST", "runs/create", begin).await.unwrap()["run"]["info"]["run_id"].as_str().unwrap().to_owned();
+    let mut acknowledged = 0;
+    let killing = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        child.kill();
+    };
+    let logging = async {
+        loop {
+            let metric = |at: usize| json!({"key": "loss", "value": at, "timestamp": acknowledged, "step": at});
+            let metrics: Vec<Value> = (0..BATCH).map(metric).collect();
+            if call("POST", "runs/log-batch", json!({"run_id": run, "metrics": metrics})).await.is_err() {
+                return;
+            }
+            acknowledged += 1;
+        }
+    };
+    tokio::join!(killing, logging);
+    assert!(acknowledged > 0, "a batch was acknowledged before the kill");
+
+    let (mut child, _) = start_with(data.path(), listen, mlflow.to_string()).await;
+    let path = format!("metrics/get-history?run_id={run}&metric_key=loss");
+    let kept = call("GET", &path, Value::Null).await.unwrap()["metrics"].as_array().unwrap().len();
+    assert!([acknowledged * BATCH, (acknowledged + 1) * BATCH].contains(&kept), "{kept} of {acknowledged} batches");
     assert!(child.terminate(PATIENCE).await.success());
 }
