@@ -87,6 +87,12 @@ async fn find(mlflow: &Mlflow, id: VersionId) -> Result<Version, Refusal> {
     Ok(mlflow.store.version(&Reference::Number(id)).await?)
 }
 
+fn description(fields: &Fields) -> Result<String, Refusal> {
+    let text = fields.text_or_empty("description")?;
+    limits::description(&text)?;
+    Ok(text)
+}
+
 fn checked_tags(fields: &Fields) -> Result<BTreeMap<String, String>, Refusal> {
     let tags = fields.pairs("tags")?;
     for (key, value) in &tags {
@@ -96,11 +102,8 @@ fn checked_tags(fields: &Fields) -> Result<BTreeMap<String, String>, Refusal> {
 }
 
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    let draft = ModelDraft {
-        name: model_name(&fields)?,
-        description: fields.text_or_empty("description")?,
-        tags: checked_tags(&fields)?,
-    };
+    let draft =
+        ModelDraft { name: model_name(&fields)?, description: description(&fields)?, tags: checked_tags(&fields)? };
     let model = mlflow.store.create_model(&call(), &draft).await?;
     mlflow.changed(answer::one("registered_model", answer::model(model, Vec::new())))
 }
@@ -148,7 +151,7 @@ async fn rename(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 
 async fn update(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let name = model_name(&fields)?;
-    mlflow.store.describe(Micros::now(), &name, None, &fields.text_or_empty("description")?).await?;
+    mlflow.store.describe(Micros::now(), &name, None, &description(&fields)?).await?;
     let model = mlflow.one_model(&name).await?;
     mlflow.changed(answer::one("registered_model", model))
 }
@@ -295,7 +298,7 @@ async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
     let origin = Origin { source, run, run_link: fields.text_or_empty("run_link")?, logged_model };
     let draft = VersionDraft {
         model,
-        description: fields.text_or_empty("description")?,
+        description: description(&fields)?,
         task: Task::Custom,
         signature: None,
         parameters: BTreeMap::new(),
@@ -323,7 +326,7 @@ async fn search_versions(State(mlflow): State<Mlflow>, fields: Fields) -> Answer
 
 async fn update_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let id = version_id(&fields)?;
-    let description = fields.text_or_empty("description")?;
+    let description = description(&fields)?;
     mlflow.store.describe(Micros::now(), &id.model, Some(id.number), &description).await?;
     let version = find(&mlflow, id).await?;
     mlflow.changed(answer::one("model_version", answer::version(version)))

@@ -75,6 +75,7 @@ impl Fields {
     pub(super) fn text(&self, name: &str) -> Result<Option<String>> {
         match self.get(name) {
             None => Ok(None),
+            Some(Value::String(text)) if text.contains('\0') => Err(holds_nul(name)),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(other) => Err(wrong_type(name, other)),
         }
@@ -126,9 +127,12 @@ impl Fields {
     /// A list of texts.
     pub(super) fn texts(&self, name: &str) -> Result<Vec<String>> {
         let values = match self.get(name) {
-            Some(Value::String(one)) => return Ok(vec![one.clone()]),
+            Some(Value::String(_)) => return Ok(self.text(name)?.into_iter().collect()),
             _ => self.list(name)?,
         };
+        if values.iter().any(|value| value.as_str().is_some_and(|text| text.contains('\0'))) {
+            return Err(holds_nul(name));
+        }
         let text = |value: &Value| value.as_str().map(str::to_owned);
         values.iter().map(text).collect::<Option<_>>().ok_or_else(|| wrong_type(name, &Value::Array(values.clone())))
     }
@@ -237,6 +241,11 @@ pub(super) fn page_token(offset: u64) -> String {
 /// `Missing value for required parameter '…'.`
 pub(super) fn missing(name: &str) -> Refusal {
     Refusal::invalid(format!("Missing value for required parameter '{name}'. {DOCS}"))
+}
+
+/// PostgreSQL can't keep NUL, so neither database is given one.
+fn holds_nul(name: &str) -> Refusal {
+    Refusal::invalid(format!("Invalid value for parameter '{name}' supplied: it must not hold NUL characters. {DOCS}"))
 }
 
 fn integer(name: &str, value: &Value) -> Result<i64> {

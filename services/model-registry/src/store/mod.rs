@@ -96,6 +96,10 @@ fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        // PostgreSQL was given a text with NUL, in a place that is not checked before, as an id in a path.
+        if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "22021") {
+            return Self::Rejected("a text holds a NUL character".to_owned());
+        }
         let is_transient = match &error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
             sqlx::Error::WorkerCrashed => true,

@@ -15,6 +15,7 @@ const MAX_METRICS_PER_BATCH: usize = 1_000;
 const MAX_PARAMS_OR_TAGS_PER_BATCH: usize = 100;
 const MAX_ENTITIES_PER_BATCH: usize = 1_000;
 const MAX_ARTIFACT_LOCATION: usize = 2_048;
+const MAX_DESCRIPTION: usize = 10_000;
 const MAX_REGISTRY_TAG: usize = 100_000;
 const MAX_DATASET_NAME: usize = 500;
 const MAX_DATASET_DIGEST: usize = 36;
@@ -146,6 +147,11 @@ pub fn logged_model_name(name: &str) -> Result<()> {
         "Invalid model name ('{name}') provided. Model name must be a non-empty string and cannot contain the following \
          characters: ('/', ':', '.', '%', '\"', \"'\")"
     )))
+}
+
+/// Checks the description of a registered model or a version of one.
+pub fn description(text: &str) -> Result<()> {
+    length("description", text, MAX_DESCRIPTION)
 }
 
 /// Checks a tag of a registered model or a version of one.

@@ -39,6 +39,7 @@ on_both!(
     a_batch_is_logged_whole_or_not_at_all,
     experiments_live_die_and_come_back_with_their_runs,
     a_renamed_model_keeps_everything,
+    logged_models_are_found_by_what_they_are,
     what_is_refused_says_why_in_mlflow_s_words,
     hostile_texts_stay_texts,
 );
@@ -256,6 +257,33 @@ async fn a_renamed_model_keeps_everything(world: &World) {
     assert_eq!((gone.0, gone.1.as_str()), (404, "RESOURCE_DOES_NOT_EXIST"));
 }
 
+async fn logged_models_are_found_by_what_they_are(world: &World) {
+    for (name, kind) in [("one", "forest"), ("two", "tree")] {
+        let params = json!([{"key": "depth", "value": name}]);
+        let model = json!({"experiment_id": "0", "name": name, "model_type": kind, "params": params});
+        let made = post(world, "logged-models", model).await;
+        let id = made["model"]["info"]["model_id"].as_str().unwrap().to_owned();
+        let run = run_of(world, "0").await;
+        let measured = json!({"run_id": run, "key": "auc", "value": name.len(), "timestamp": 1, "model_id": id,
+            "dataset_name": name, "dataset_digest": "d"});
+        post(world, "runs/log-metric", measured).await;
+    }
+    for (filter, datasets, wanted) in [
+        ("model_type = 'tree'", json!([]), vec!["two"]),
+        ("params.depth = 'one'", json!([]), vec!["one"]),
+        ("experiment_id = '0' AND name LIKE 't%'", json!([]), vec!["two"]),
+        ("metrics.auc > 2", json!([]), vec!["two", "one"]),
+        ("metrics.auc > 2", json!([{"dataset_name": "one"}]), vec!["one"]),
+        ("status = 'READY'", json!([]), vec![]),
+    ] {
+        let order = json!([{"field_name": "name", "ascending": false}]);
+        let search = json!({"experiment_ids": ["0"], "filter": filter, "datasets": datasets, "order_by": order});
+        let found = post(world, "logged-models/search", search).await;
+        let names: Vec<_> = found["models"].as_array().unwrap().iter().map(|model| &model["info"]["name"]).collect();
+        assert_eq!(names, wanted, "{filter}");
+    }
+}
+
 async fn what_is_refused_says_why_in_mlflow_s_words(world: &World) {
     let run = run_of(world, "0").await;
     let metric = |key: &str, value: Value| json!({"run_id": run, "key": key, "value": value, "timestamp": 1});
@@ -276,6 +304,9 @@ async fn what_is_refused_says_why_in_mlflow_s_words(world: &World) {
         ("POST", "runs/search", json!({"experiment_ids": ["x"]}), 400, "Invalid experiment ID: 'x'"),
         ("POST", "runs/search", json!({"experiment_ids": ["0"], "page_token": "?"}), 400, "Invalid page token"),
         ("GET", "experiments/get?experiment_id=99", Value::Null, 404, "No Experiment with id=99 exists"),
+        ("POST", "registered-models/create", json!({"name": "a\0b"}), 400, "NUL"),
+        ("POST", "runs/set-tag", json!({"run_id": run, "key": "k", "value": "a\0b"}), 400, "NUL"),
+        ("POST", "registered-models/create", json!({"name": "n", "description": "x".repeat(10_001)}), 400, "10000"),
         ("POST", "traces", json!({}), 501, "is not served here"),
     ] {
         let told = refusal(world, method, &format!("/api/2.0/mlflow/{path}"), body).await;
