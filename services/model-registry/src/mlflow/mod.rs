@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -131,7 +132,13 @@ async fn server_info(State(_): State<Mlflow>) -> Json<serde_json::Value> {
 }
 
 /// A path of MLflow's API that this registry has no part of, or none of MLflow's at all.
-async fn not_served(method: Method, uri: Uri) -> Response {
+///
+/// The body is read all the same: the connection of a client that is not listened to is closed, and its next call on it,
+/// which has nothing to do with this one, would fail.
+async fn not_served(method: Method, uri: Uri, body: Body) -> Response {
+    if axum::body::to_bytes(body, MAX_JSON_BYTES).await.is_err() {
+        tracing::debug!(path = uri.path(), "a call that is not served has a body too large to read");
+    }
     let path = uri.path();
     let is_mlflow_s = ["/api/", "/ajax-api/", "/graphql", "/v1/traces", "/gateway"].iter().any(|p| path.starts_with(p));
     if is_mlflow_s {
