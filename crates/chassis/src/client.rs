@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
-use crate::context::{self, REQUEST_ID, RequestContext};
+use crate::context::{self, RequestContext};
 use crate::{status, telemetry, timeout};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,9 +85,7 @@ impl tower::Service<http::Request<Body>> for Channel {
         let context = context::current().unwrap_or_else(RequestContext::fresh);
         let headers = request.headers_mut();
         telemetry::inject(&span, headers);
-        if !headers.contains_key(REQUEST_ID) {
-            context::write_request_id(&context.request_id, headers);
-        }
+        context::write(&context, headers);
         let own = timeout::parse(headers).ok().flatten();
         let left = [own, context.remaining()].into_iter().flatten().min();
         if let Some(left) = left {

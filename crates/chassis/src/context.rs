@@ -5,12 +5,17 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue, header};
 use tokio::task::JoinHandle;
 use tracing::Instrument;
 use uuid::Uuid;
 
 pub(crate) const REQUEST_ID: &str = "x-request-id";
+const CALLER: &str = "x-caller";
+/// Longest name of a caller, in bytes.
+const MAX_CALLER: usize = 128;
 
 tokio::task_local! {
     static CURRENT: RequestContext;
@@ -21,6 +26,8 @@ tokio::task_local! {
 pub struct RequestContext {
     /// The caller's `x-request-id`, or one made here; handed back in the answer's headers.
     pub request_id: String,
+    /// Who calls, by the name they gave: `x-caller`, else the user of HTTP basic authentication. Nobody has checked it.
+    pub caller: Option<String>,
     /// When the caller stops waiting; `None` for a stream that has no `grpc-timeout`.
     pub deadline: Option<Instant>,
 }
@@ -28,7 +35,12 @@ pub struct RequestContext {
 impl RequestContext {
     /// Makes a context with a new request id and no deadline, for work that no call started.
     pub fn fresh() -> Self {
-        Self { request_id: Uuid::now_v7().to_string(), deadline: None }
+        Self { request_id: Uuid::now_v7().to_string(), caller: None, deadline: None }
+    }
+
+    /// Reads what the headers of a call say; `deadline` is when its caller stops waiting.
+    pub fn from_headers(headers: &HeaderMap, deadline: Option<Instant>) -> Self {
+        Self { request_id: request_id(headers), caller: caller(headers), deadline }
     }
 
     /// Returns the time that is left: `None` without a deadline, zero when it has passed.
@@ -77,8 +89,60 @@ pub(crate) fn request_id(headers: &HeaderMap) -> String {
         .map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
 }
 
+fn caller(headers: &HeaderMap) -> Option<String> {
+    let is_name = |name: &String| {
+        (1..=MAX_CALLER).contains(&name.len()) && name.trim() == name && !name.chars().any(char::is_control)
+    };
+    let named = headers.get(CALLER).and_then(|value| std::str::from_utf8(value.as_bytes()).ok()).map(str::to_owned);
+    let user = || {
+        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, credentials) = value.split_once(' ')?;
+        let credentials = scheme.eq_ignore_ascii_case("basic").then(|| STANDARD.decode(credentials.trim()))?.ok()?;
+        let user = credentials.split(|byte| *byte == b':').next()?;
+        Some(std::str::from_utf8(user).ok()?.to_owned())
+    };
+    named.or_else(user).filter(is_name)
+}
+
+/// Hands on who called, and under which id.
+pub(crate) fn write(context: &RequestContext, headers: &mut HeaderMap) {
+    if !headers.contains_key(REQUEST_ID) {
+        write_request_id(&context.request_id, headers);
+    }
+    if let Some(value) = context.caller.as_ref().and_then(|name| HeaderValue::from_bytes(name.as_bytes()).ok())
+        && !headers.contains_key(CALLER)
+    {
+        headers.insert(CALLER, value);
+    }
+}
+
 pub(crate) fn write_request_id(id: &str, headers: &mut HeaderMap) {
     if let Ok(value) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_is_who_they_say_in_the_header_or_as_the_user_of_basic_authentication() {
+        let of = |pairs: &[(&'static str, &'static str)]| {
+            let headers = pairs.iter().map(|(name, value)| {
+                (header::HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap())
+            });
+            RequestContext::from_headers(&headers.collect(), None).caller
+        };
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[("x-caller", "ada@bank.example")]).as_deref(), Some("ada@bank.example"));
+        assert_eq!(of(&[("x-caller", "Zoë")]).as_deref(), Some("Zoë"));
+        let basic = ("authorization", "Basic YWRhOnNlY3JldA==");
+        assert_eq!(of(&[basic]).as_deref(), Some("ada"));
+        assert_eq!(of(&[("x-caller", "eve"), basic]).as_deref(), Some("eve"));
+        for nonsense in ["Bearer YWRhOnNlY3JldA==", "Basic ???", "Basic", "basic OnNlY3JldA=="] {
+            assert_eq!(of(&[("authorization", nonsense)]), None, "{nonsense}");
+        }
+        assert_eq!(of(&[("x-caller", " ada")]), None);
     }
 }

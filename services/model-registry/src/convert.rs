@@ -1,13 +1,15 @@
 //! Between the contract and the domain. Every conversion names every field, so that none is forgotten.
 
-use prost_types::Timestamp;
+use std::collections::HashMap;
+
+use prost_types::{FieldMask, Timestamp};
 use verdict_api::{events, registry as api};
 
 use crate::error::{Error, Result};
 use crate::feed::Watched;
 use crate::model::{
     AliasMove, Artifact, Event, EventKind, Feature, FeatureType, Micros, Model, ModelDraft, Origin, Signature,
-    TagChange, Task, Version, VersionDraft,
+    TagChange, Task, Update, Version, VersionDraft,
 };
 use crate::names::{AliasName, ArtifactPath, ModelName, Sha256Hex, VersionId, version_number};
 use crate::store::Call;
@@ -17,13 +19,14 @@ const MAX_REQUEST_ID: usize = 128;
 const DEFAULT_PAGE: i32 = 100;
 const MAX_PAGE: i32 = 1000;
 
-/// Checks a request id; empty for none.
-pub(crate) fn call(request_id: String) -> Result<Call> {
+/// What comes with a mutation: a request id and an etag, each empty for none, and whether it is only to be checked.
+pub(crate) fn call(request_id: String, etag: String, validate_only: bool) -> Result<Call> {
     if request_id.len() > MAX_REQUEST_ID || request_id.contains(char::is_control) {
         let problem = format!("must be at most {MAX_REQUEST_ID} bytes, without control characters");
         return Err(Error::invalid("INVALID_REQUEST_ID", "request_id", problem));
     }
-    Ok(Call { request_id: Some(request_id).filter(|id| !id.is_empty()), now: Micros::now() })
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    Ok(Call { request_id: given(request_id), etag: given(etag), validate_only, ..Call::now() })
 }
 
 /// Checks a page size; 0 for the default.
@@ -54,16 +57,25 @@ pub(crate) fn after<T>(token: &str, key: impl Fn(&str) -> Option<T>) -> Result<O
 }
 
 pub(crate) fn model_draft(request: api::CreateModelRequest) -> Result<(Call, ModelDraft)> {
-    let api::CreateModelRequest { name, description, tags, request_id } = request;
+    let api::CreateModelRequest { name, description, tags, request_id, validate_only } = request;
     let name = ModelName::parse("name", &name)?;
     let draft = ModelDraft { name, description, tags: tags.into_iter().collect() };
     draft.check()?;
-    Ok((call(request_id)?, draft))
+    Ok((call(request_id, String::new(), validate_only)?, draft))
 }
 
 pub(crate) fn version_draft(request: api::CreateVersionRequest) -> Result<(Call, VersionDraft)> {
     let task = task(request.task())?;
-    let api::CreateVersionRequest { model, description, task: _, signature, parameters, tags, request_id } = request;
+    let api::CreateVersionRequest {
+        model,
+        description,
+        task: _,
+        signature,
+        parameters,
+        tags,
+        request_id,
+        validate_only,
+    } = request;
     let draft = VersionDraft {
         model: ModelName::parse("model", &model)?,
         description,
@@ -74,7 +86,7 @@ pub(crate) fn version_draft(request: api::CreateVersionRequest) -> Result<(Call,
         origin: None,
     };
     draft.check()?;
-    Ok((call(request_id)?, draft))
+    Ok((call(request_id, String::new(), validate_only)?, draft))
 }
 
 pub(crate) fn task(task: api::Task) -> Result<Task> {
@@ -144,24 +156,82 @@ impl From<Feature> for api::Feature {
     }
 }
 
-pub(crate) fn upload_header(header: api::UploadArtifactHeader) -> Result<(VersionId, Artifact)> {
-    let api::UploadArtifactHeader { model, version, artifact } = header;
+pub(crate) fn upload_header(header: api::UploadArtifactHeader) -> Result<(VersionId, Artifact, u64)> {
+    let api::UploadArtifactHeader { model, version, artifact, offset } = header;
     let id = VersionId {
         model: ModelName::parse("header.model", &model)?,
         number: version_number("header.version", version)?,
     };
-    let missing = || Error::invalid("INVALID_UPLOAD", "header.artifact", "must be given: path, size and sha256");
+    let artifact = self::artifact("header.artifact", artifact)?;
+    let fits = u64::try_from(offset).ok().filter(|offset| *offset <= artifact.size);
+    let offset = fits.ok_or_else(|| {
+        Error::invalid("INVALID_OFFSET", "header.offset", format!("must be 0 to {}, the size", artifact.size))
+    })?;
+    Ok((id, artifact, offset))
+}
+
+/// Checks a file a caller describes in `field`.
+pub(crate) fn artifact(field: &str, artifact: Option<api::Artifact>) -> Result<Artifact> {
+    let missing = || Error::invalid("INVALID_UPLOAD", field, "must be given: path, size and sha256");
     let api::Artifact { path, size, sha256 } = artifact.ok_or_else(missing)?;
-    let artifact = Artifact {
-        path: ArtifactPath::parse("header.artifact.path", &path)?,
-        size: Artifact::size("header.artifact.size", size)?,
-        sha256: Sha256Hex::parse("header.artifact.sha256", &sha256)?,
+    Ok(Artifact {
+        path: ArtifactPath::parse(&format!("{field}.path"), &path)?,
+        size: Artifact::size(&format!("{field}.size"), size)?,
+        sha256: Sha256Hex::parse(&format!("{field}.sha256"), &sha256)?,
+    })
+}
+
+/// Tells whether a mask names `description`, and whether `tags`.
+fn masked(mask: Option<FieldMask>) -> Result<[bool; 2]> {
+    const FIELDS: [&str; 2] = ["description", "tags"];
+    let paths = mask.map(|mask| mask.paths).unwrap_or_default();
+    let problem = match paths.iter().find(|path| !FIELDS.contains(&path.as_str())) {
+        Some(other) => format!("names `{other}`; only `description` and `tags` can be updated"),
+        None if paths.is_empty() => "must name what changes: `description`, `tags` or both".to_owned(),
+        None => return Ok(FIELDS.map(|name| paths.iter().any(|path| path == name))),
     };
-    Ok((id, artifact))
+    Err(Error::invalid("INVALID_MASK", "update_mask", problem))
+}
+
+pub(crate) fn model_update(request: api::UpdateModelRequest) -> Result<(Call, Update)> {
+    let api::UpdateModelRequest { model, update_mask, request_id, validate_only } = request;
+    let missing = || Error::invalid("INVALID_UPDATE", "model", "must be given");
+    let api::Model { name, description, tags, etag, .. } = model.ok_or_else(missing)?;
+    let of = ModelName::parse("model.name", &name)?;
+    let call = call(request_id, etag, validate_only)?;
+    Ok((call, update(of, None, description, tags, update_mask)?))
+}
+
+pub(crate) fn version_update(request: api::UpdateVersionRequest) -> Result<(Call, Update)> {
+    let api::UpdateVersionRequest { version, update_mask, request_id, validate_only } = request;
+    let missing = || Error::invalid("INVALID_UPDATE", "version", "must be given");
+    let api::Version { model, version, description, tags, etag, .. } = version.ok_or_else(missing)?;
+    let of = ModelName::parse("version.model", &model)?;
+    let number = version_number("version.version", version)?;
+    let call = call(request_id, etag, validate_only)?;
+    Ok((call, update(of, Some(number), description, tags, update_mask)?))
+}
+
+fn update(
+    model: ModelName,
+    version: Option<i64>,
+    description: String,
+    tags: HashMap<String, String>,
+    mask: Option<FieldMask>,
+) -> Result<Update> {
+    let [is_description, is_tags] = masked(mask)?;
+    let update = Update {
+        model,
+        version,
+        description: is_description.then_some(description),
+        tags: is_tags.then(|| tags.into_iter().collect()),
+    };
+    update.check()?;
+    Ok(update)
 }
 
 pub(crate) fn alias_set(request: api::SetAliasRequest) -> Result<(Call, AliasMove)> {
-    let api::SetAliasRequest { model, alias, version, expected_version, request_id } = request;
+    let api::SetAliasRequest { model, alias, version, expected_version, request_id, etag, validate_only } = request;
     if expected_version.is_some_and(|expected| expected < 0) {
         return Err(Error::invalid("INVALID_VERSION", "expected_version", "must be 0 or more"));
     }
@@ -171,36 +241,37 @@ pub(crate) fn alias_set(request: api::SetAliasRequest) -> Result<(Call, AliasMov
         to: Some(version_number("version", version)?),
         expected: expected_version,
     };
-    Ok((call(request_id)?, to))
+    Ok((call(request_id, etag, validate_only)?, to))
 }
 
 pub(crate) fn alias_delete(request: api::DeleteAliasRequest) -> Result<(Call, AliasMove)> {
-    let api::DeleteAliasRequest { model, alias, request_id } = request;
+    let api::DeleteAliasRequest { model, alias, request_id, etag, validate_only } = request;
     let (model, alias) = (ModelName::parse("model", &model)?, AliasName::parse("alias", &alias)?);
-    Ok((call(request_id)?, AliasMove { model, alias, to: None, expected: None }))
+    let call = call(request_id, etag, validate_only)?;
+    Ok((call, AliasMove { model, alias, to: None, expected: None }))
 }
 
 pub(crate) fn tag_set(request: api::SetTagRequest) -> Result<(Call, TagChange)> {
-    let api::SetTagRequest { model, version, key, value, request_id } = request;
-    tag_change(model, version, key, Some(value), request_id)
+    let api::SetTagRequest { model, version, key, value, request_id, etag, validate_only } = request;
+    tag_change(call(request_id, etag, validate_only)?, model, version, key, Some(value))
 }
 
 pub(crate) fn tag_delete(request: api::DeleteTagRequest) -> Result<(Call, TagChange)> {
-    let api::DeleteTagRequest { model, version, key, request_id } = request;
-    tag_change(model, version, key, None, request_id)
+    let api::DeleteTagRequest { model, version, key, request_id, etag, validate_only } = request;
+    tag_change(call(request_id, etag, validate_only)?, model, version, key, None)
 }
 
 fn tag_change(
+    call: Call,
     model: String,
     version: Option<i64>,
     key: String,
     value: Option<String>,
-    request_id: String,
 ) -> Result<(Call, TagChange)> {
     let version = version.map(|number| version_number("version", number)).transpose()?;
     let change = TagChange { model: ModelName::parse("model", &model)?, version, key, value };
     change.check()?;
-    Ok((call(request_id)?, change))
+    Ok((call, change))
 }
 
 impl From<Model> for api::Model {
@@ -232,6 +303,7 @@ impl From<Version> for api::Version {
             digest,
             aliases,
             origin: Origin { source, run, run_link: _, logged_model: _ },
+            author,
             stage: _,
             create_time,
             update_time,
@@ -255,6 +327,7 @@ impl From<Version> for api::Version {
             etag: revision.to_string(),
             source,
             run_id: run,
+            author,
         }
     }
 }
@@ -299,8 +372,16 @@ fn model_event(event: Event) -> events::ModelEvent {
     }
 }
 
-fn timestamp(Micros(micros): Micros) -> Timestamp {
+pub(crate) fn timestamp(Micros(micros): Micros) -> Timestamp {
     // Below a million microseconds there are less than 2^31 nanoseconds.
     let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1000).unwrap_or(0);
     Timestamp { seconds: micros.div_euclid(1_000_000), nanos }
+}
+
+/// Reads a point in time a caller gave in `field`.
+pub(crate) fn micros(field: &str, time: Timestamp) -> Result<Micros> {
+    let Timestamp { seconds, nanos } = time;
+    let whole = seconds.checked_mul(1_000_000).filter(|_| (0..1_000_000_000).contains(&nanos));
+    let micros = whole.and_then(|micros| micros.checked_add(i64::from(nanos) / 1000));
+    micros.map(Micros).ok_or_else(|| Error::invalid("INVALID_TIME", field, "must be a time this calendar has"))
 }

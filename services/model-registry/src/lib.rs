@@ -8,12 +8,15 @@
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use verdict_api::registry::{audit_service_server, model_registry_service_server, protection_service_server};
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
+use crate::artifacts::spool::Spool;
 use crate::tracking::{Location, Millis};
 
 pub mod artifacts;
+pub mod audit;
 pub mod config;
 mod convert;
 pub mod error;
@@ -24,6 +27,7 @@ mod mlflow;
 pub mod model;
 pub mod names;
 mod probe;
+pub mod protection;
 pub mod publish;
 pub mod search;
 pub mod store;
@@ -31,8 +35,12 @@ pub mod tracking;
 
 pub use config::Config;
 
-/// The full name of the gRPC service, as health and reflection know it.
-pub const SERVICE: &str = "verdict.registry.v1.ModelRegistryService";
+/// The full names of the gRPC services, as health and reflection know them.
+pub const SERVICES: [&str; 3] = [
+    model_registry_service_server::SERVICE_NAME,
+    audit_service_server::SERVICE_NAME,
+    protection_service_server::SERVICE_NAME,
+];
 
 /// Serves the registry on `listeners` until `stop`, then drains.
 ///
@@ -55,8 +63,10 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     };
     tracing::info!(%database, artifacts = %config.artifact_location(), "opened the database and the artifact store");
 
-    let health = Health::new(&[SERVICE]);
-    health.set(SERVICE, true, "the database answers");
+    let health = Health::new(&SERVICES);
+    for service in SERVICES {
+        health.set(service, true, "the database answers");
+    }
     let probe = tokio::spawn(probe::run(store.clone(), health.clone(), stop.clone()));
     let rest = async {
         let Some(listener) = mlflow else { return Ok(()) };
@@ -65,7 +75,11 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root };
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
-    let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
+    let spool = Spool::open(config.database.data_dir.join("spool/uploads")).await.with_context(|| {
+        let dir = config.database.data_dir.display();
+        format!("DATA_DIR: cannot keep uploads under way in {dir}/spool/uploads")
+    })?;
+    let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
     let routes = grpc::routes(registry, config.server.max_message_bytes);
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);

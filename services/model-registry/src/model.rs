@@ -69,6 +69,9 @@ pub struct Version {
     /// Aliases that point here, sorted.
     pub aliases: Vec<String>,
     pub origin: Origin,
+    /// Who made it, by the name they gave; empty where they gave none.
+    #[serde(default)]
+    pub author: String,
     pub stage: Stage,
     pub create_time: Micros,
     pub update_time: Micros,
@@ -216,8 +219,8 @@ impl Signature {
         let mut names = std::collections::HashSet::new();
         for (index, input) in self.inputs.iter().enumerate() {
             let field = |name: &str| format!("signature.inputs[{index}].{name}");
-            key(&field("name"), &input.name)?;
-            text(&field("description"), &input.description, MAX_DESCRIPTION)?;
+            check_key(&field("name"), &input.name)?;
+            check_text(&field("description"), &input.description, MAX_DESCRIPTION)?;
             if !names.insert(&input.name) {
                 return invalid(field("name"), format!("is `{}` a second time", input.name));
             }
@@ -229,7 +232,7 @@ impl Signature {
             }
             let mut seen = std::collections::HashSet::new();
             for category in &input.categories {
-                text(&field("categories"), category, MAX_VALUE)?;
+                check_text(&field("categories"), category, MAX_VALUE)?;
                 if !seen.insert(category) {
                     return invalid(field("categories"), format!("hold `{category}` twice"));
                 }
@@ -250,7 +253,7 @@ pub struct ModelDraft {
 impl ModelDraft {
     /// Checks what a name alone doesn't.
     pub fn check(&self) -> Result<()> {
-        text("description", &self.description, MAX_DESCRIPTION)?;
+        check_text("description", &self.description, MAX_DESCRIPTION)?;
         pairs("tags", &self.tags)
     }
 }
@@ -271,7 +274,7 @@ pub struct VersionDraft {
 impl VersionDraft {
     /// Checks what the types alone don't.
     pub fn check(&self) -> Result<()> {
-        text("description", &self.description, MAX_DESCRIPTION)?;
+        check_text("description", &self.description, MAX_DESCRIPTION)?;
         pairs("parameters", &self.parameters)?;
         pairs("tags", &self.tags)?;
         self.signature.as_ref().map_or(Ok(()), Signature::check)
@@ -303,8 +306,8 @@ pub struct TagChange {
 impl TagChange {
     /// Checks key and value.
     pub fn check(&self) -> Result<()> {
-        key("key", &self.key)?;
-        self.value.as_ref().map_or(Ok(()), |value| text("value", value, MAX_VALUE))
+        check_key("key", &self.key)?;
+        self.value.as_ref().map_or(Ok(()), |value| check_text("value", value, MAX_VALUE))
     }
 
     /// Refuses one tag too many.
@@ -314,6 +317,25 @@ impl TagChange {
         }
         let message = format!("`{}` already has {MAX_PAIRS} tags, the most it may have", self.model);
         Err(Error::Precondition { reason: "TOO_MANY_TAGS", message })
+    }
+}
+
+/// What is to be said of a model, or of one of its versions, from now on; `None` leaves it as it is.
+#[derive(Clone, Debug, Serialize)]
+pub struct Update {
+    pub model: ModelName,
+    /// None: the model itself.
+    pub version: Option<i64>,
+    pub description: Option<String>,
+    /// All of them: those that are not named go.
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
+impl Update {
+    /// Checks texts and tags.
+    pub fn check(&self) -> Result<()> {
+        self.description.as_ref().map_or(Ok(()), |it| check_text("description", it, MAX_DESCRIPTION))?;
+        self.tags.as_ref().map_or(Ok(()), |tags| pairs("tags", tags))
     }
 }
 
@@ -350,15 +372,28 @@ pub enum EventKind {
     AliasDeleted,
 }
 
+impl Version {
+    /// What the audit log keeps of a version that comes or goes.
+    pub fn outline(&self) -> serde_json::Value {
+        let Self { description, task, parameters, tags, digest, origin, stage, .. } = self;
+        let signature = self.signature.as_ref().and_then(|signature| serde_json::to_vec(signature).ok());
+        serde_json::json!({
+            "description": description, "task": task, "parameters": parameters, "tags": tags, "digest": digest,
+            "source": origin.source, "run": origin.run, "stage": stage,
+            "signature_sha256": signature.map(|json| hex::encode(Sha256::digest(json))),
+        })
+    }
+}
+
 /// Checks a text: its length, and no NUL, which PostgreSQL can't keep.
-fn text(field: &str, text: &str, max: usize) -> Result<()> {
+pub(crate) fn check_text(field: &str, text: &str, max: usize) -> Result<()> {
     if text.len() <= max && !text.contains('\0') {
         return Ok(());
     }
     Err(Error::invalid("INVALID_TEXT", field, format!("must be at most {max} bytes, without NUL characters")))
 }
 
-fn key(field: &str, key: &str) -> Result<()> {
+pub(crate) fn check_key(field: &str, key: &str) -> Result<()> {
     if !key.is_empty() && key.len() <= MAX_KEY && !key.contains(char::is_control) {
         return Ok(());
     }
@@ -371,8 +406,8 @@ fn pairs(field: &str, pairs: &BTreeMap<String, String>) -> Result<()> {
         return Err(Error::invalid("INVALID_TEXT", field, format!("must be at most {MAX_PAIRS}")));
     }
     for (name, value) in pairs {
-        key(&format!("{field} key"), name)?;
-        text(&format!("{field}[{name}]"), value, MAX_VALUE)?;
+        check_key(&format!("{field} key"), name)?;
+        check_text(&format!("{field}[{name}]"), value, MAX_VALUE)?;
     }
     Ok(())
 }

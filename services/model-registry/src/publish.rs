@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,8 +15,8 @@ use tonic::{Code, Request, Status};
 use verdict_api::registry::model_registry_service_client::ModelRegistryServiceClient;
 use verdict_api::registry::upload_artifact_request::Part;
 use verdict_api::registry::{
-    Artifact, CreateModelRequest, CreateVersionRequest, FinalizeVersionRequest, ListVersionsRequest, SetAliasRequest,
-    Signature, Task, UploadArtifactHeader, UploadArtifactRequest, Version, VersionStatus,
+    Artifact, CreateModelRequest, CreateVersionRequest, FinalizeVersionRequest, GetUploadRequest, ListVersionsRequest,
+    SetAliasRequest, Signature, Task, UploadArtifactHeader, UploadArtifactRequest, Version, VersionStatus,
 };
 use verdict_chassis::client::Channel;
 use verdict_chassis::status;
@@ -28,6 +29,9 @@ use crate::names::{ArtifactPath, Sha256Hex};
 const CHUNK: usize = 256 << 10;
 /// Largest answer taken: a page of versions with all their files.
 const MAX_ANSWER: usize = 64 << 20;
+/// How often one upload may be cut before it is given up, and how much longer to wait after each.
+const MAX_CUTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(500);
 
 type Client = ModelRegistryServiceClient<Channel>;
 
@@ -87,6 +91,7 @@ pub async fn publish(
         parameters: parameters.into_iter().collect(),
         tags: tags.into_iter().collect(),
         request_id: request_id("version"),
+        ..Default::default()
     };
     let version = match published_before(&mut client, &wanted, &digest).await? {
         Some(version) => version,
@@ -96,8 +101,12 @@ pub async fn publish(
             for (path, artifact) in files {
                 upload(&mut client, &model, number, &path, artifact.into(), &progress).await?;
             }
-            let finalize =
-                FinalizeVersionRequest { model: model.clone(), version: number, request_id: request_id("finalize") };
+            let finalize = FinalizeVersionRequest {
+                model: model.clone(),
+                version: number,
+                request_id: request_id("finalize"),
+                ..Default::default()
+            };
             let finalized = client.finalize_version(finalize).await?.into_inner().version;
             finalized.ok_or_else(|| Status::internal("the registry answered without a version"))?
         }
@@ -107,8 +116,8 @@ pub async fn publish(
         model: model.clone(),
         alias,
         version: version.version,
-        expected_version: None,
         request_id: request_id("alias"),
+        ..Default::default()
     };
     client.set_alias(set).await?;
     let get = verdict_api::registry::GetVersionRequest { model, version: version.version };
@@ -147,7 +156,34 @@ pub fn signature_from_json(json: impl io::Read) -> anyhow::Result<Signature> {
     Ok(signature.into())
 }
 
+/// Uploads a file, or what is missing of it. An upload that is cut goes on from where it was.
 async fn upload(
+    client: &mut Client,
+    model: &str,
+    version: i64,
+    file: &Path,
+    artifact: Artifact,
+    progress: &impl Fn(&str, u64, u64),
+) -> Result<(), Status> {
+    let mut cuts = 0;
+    loop {
+        let get = GetUploadRequest { model: model.to_owned(), version, artifact: Some(artifact.clone()) };
+        let uploaded = client.get_upload(get).await?.into_inner();
+        if uploaded.complete {
+            return Ok(());
+        }
+        match upload_from(uploaded.received, client, model, version, file, artifact.clone(), progress).await {
+            Err(status) if cuts < MAX_CUTS && matches!(status.code(), Code::Unavailable | Code::Unknown) => {
+                cuts += 1;
+                tokio::time::sleep(PAUSE * cuts).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn upload_from(
+    offset: i64,
     client: &mut Client,
     model: &str,
     version: i64,
@@ -157,22 +193,25 @@ async fn upload(
 ) -> Result<(), Status> {
     let failed = |error: io::Error| unreadable(file, &error);
     let mut bytes = tokio::fs::File::open(file).await.map_err(failed)?;
+    let mut sent = offset.unsigned_abs();
+    bytes.seek(io::SeekFrom::Start(sent)).await.map_err(failed)?;
     let Artifact { path, size, .. } = artifact.clone();
     let size = size.unsigned_abs();
     let (parts, receiver) = mpsc::channel(4);
-    let header = UploadArtifactHeader { model: model.to_owned(), version, artifact: Some(artifact) };
+    let header = UploadArtifactHeader { model: model.to_owned(), version, artifact: Some(artifact), offset };
     let call = client.upload_artifact(Request::new(ReceiverStream::new(receiver)));
     // The registry may refuse before it has all: it then stops receiving, and its answer says why.
     let send = async move {
-        if parts.send(UploadArtifactRequest { part: Some(Part::Header(header)) }).await.is_err() {
+        if parts.send(UploadArtifactRequest { part: Some(Part::Header(header)), crc32c: None }).await.is_err() {
             return Ok(());
         }
-        let mut sent = 0;
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);
             let read = (&mut bytes).take(CHUNK as u64).read_to_end(&mut chunk).await.map_err(failed)?;
             progress(&path, sent, size);
-            if read == 0 || parts.send(UploadArtifactRequest { part: Some(Part::Chunk(chunk)) }).await.is_err() {
+            let crc32c = Some(crc32c::crc32c(&chunk));
+            if read == 0 || parts.send(UploadArtifactRequest { part: Some(Part::Chunk(chunk)), crc32c }).await.is_err()
+            {
                 return Ok::<_, Status>(());
             }
             sent += read as u64;

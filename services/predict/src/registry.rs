@@ -91,6 +91,7 @@ impl Registry {
             version: release.version,
             path: artifact.path.clone(),
             offset: 0,
+            length: 0,
         };
         let mut parts = timeout(ANSWER, self.client.clone().download_artifact(request))
             .await

@@ -74,6 +74,9 @@ pub struct Version {
     /// The MLflow run that made it; empty for none.
     #[prost(string, tag = "16")]
     pub run_id: ::prost::alloc::string::String,
+    /// Who made it, by the name they gave; empty where they gave none.
+    #[prost(string, tag = "17")]
+    pub author: ::prost::alloc::string::String,
 }
 /// What a tabular model takes, in column order.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -124,6 +127,8 @@ pub struct CreateModelRequest {
     >,
     #[prost(string, tag = "4")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateModelResponse {
@@ -157,6 +162,24 @@ pub struct ListModelsResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateModelRequest {
+    /// What the masked fields become. `name` says which model; `etag`, given, must be the model's.
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<Model>,
+    /// Of `description` and `tags` (all of them at once); others are refused.
+    #[prost(message, optional, tag = "2")]
+    pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
+    #[prost(string, tag = "3")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateModelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<Model>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteModelRequest {
     #[prost(string, tag = "1")]
@@ -166,6 +189,10 @@ pub struct DeleteModelRequest {
     pub force: bool,
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteModelResponse {}
@@ -191,6 +218,8 @@ pub struct CreateVersionRequest {
     >,
     #[prost(string, tag = "7")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "8")]
+    pub validate_only: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateVersionResponse {
@@ -199,6 +228,9 @@ pub struct CreateVersionResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UploadArtifactRequest {
+    /// CRC-32C of `chunk`. Given, a chunk that arrived otherwise is found out at once: DATA_LOSS, CHUNK_MISMATCH.
+    #[prost(fixed32, optional, tag = "3")]
+    pub crc32c: ::core::option::Option<u32>,
     #[prost(oneof = "upload_artifact_request::Part", tags = "1, 2")]
     pub part: ::core::option::Option<upload_artifact_request::Part>,
 }
@@ -224,11 +256,34 @@ pub struct UploadArtifactHeader {
     /// See `Artifact`. A second upload to the same path of a PENDING version replaces the file.
     #[prost(message, optional, tag = "3")]
     pub artifact: ::core::option::Option<Artifact>,
+    /// Where the first chunk begins: 0, or what `GetUpload` answered. ABORTED, reason UPLOAD_OFFSET, when other than that many
+    /// bytes have arrived before.
+    #[prost(int64, tag = "4")]
+    pub offset: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UploadArtifactResponse {
     #[prost(message, optional, tag = "1")]
     pub artifact: ::core::option::Option<Artifact>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetUploadRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+    /// The file as the header of its upload says it.
+    #[prost(message, optional, tag = "3")]
+    pub artifact: ::core::option::Option<Artifact>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetUploadResponse {
+    /// Bytes; 0 where nothing has arrived, or all of it and the file is there.
+    #[prost(int64, tag = "1")]
+    pub received: i64,
+    /// The file is there, whole.
+    #[prost(bool, tag = "2")]
+    pub complete: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FinalizeVersionRequest {
@@ -238,6 +293,10 @@ pub struct FinalizeVersionRequest {
     pub version: i64,
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FinalizeVersionResponse {
@@ -273,6 +332,24 @@ pub struct ListVersionsResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateVersionRequest {
+    /// What the masked fields become. `model` and `version` say which; `etag`, given, must be the version's.
+    #[prost(message, optional, tag = "1")]
+    pub version: ::core::option::Option<Version>,
+    /// Of `description` and `tags` (all of them at once); others are refused: a version is immutable but for these.
+    #[prost(message, optional, tag = "2")]
+    pub update_mask: ::core::option::Option<::prost_types::FieldMask>,
+    #[prost(string, tag = "3")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateVersionResponse {
+    #[prost(message, optional, tag = "1")]
+    pub version: ::core::option::Option<Version>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteVersionRequest {
     #[prost(string, tag = "1")]
@@ -281,6 +358,10 @@ pub struct DeleteVersionRequest {
     pub version: i64,
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteVersionResponse {}
@@ -295,9 +376,15 @@ pub struct DownloadArtifactRequest {
     /// First byte to send; for resuming. OUT_OF_RANGE past the end.
     #[prost(int64, tag = "4")]
     pub offset: i64,
+    /// How many bytes to send; the rest of the file when 0. OUT_OF_RANGE where the file ends before.
+    #[prost(int64, tag = "5")]
+    pub length: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DownloadArtifactResponse {
+    /// CRC-32C of `chunk`.
+    #[prost(fixed32, optional, tag = "3")]
+    pub crc32c: ::core::option::Option<u32>,
     #[prost(oneof = "download_artifact_response::Part", tags = "1, 2")]
     pub part: ::core::option::Option<download_artifact_response::Part>,
 }
@@ -327,6 +414,10 @@ pub struct SetAliasRequest {
     pub expected_version: ::core::option::Option<i64>,
     #[prost(string, tag = "5")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "7")]
+    pub validate_only: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetAliasResponse {
@@ -341,6 +432,10 @@ pub struct DeleteAliasRequest {
     pub alias: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DeleteAliasResponse {
@@ -362,6 +457,10 @@ pub struct SetTagRequest {
     pub value: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "7")]
+    pub validate_only: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetTagResponse {}
@@ -375,6 +474,10 @@ pub struct DeleteTagRequest {
     pub key: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub request_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub validate_only: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTagResponse {}
@@ -535,6 +638,13 @@ pub mod model_registry_service_client {
     /// Every mutation takes a `request_id` (any string up to 128 bytes, a UUID is usual): repeating a call with the same id
     /// and the same content returns the first answer and changes nothing; the same id with other content is refused with
     /// ALREADY_EXISTS, reason REQUEST_ID_REUSED. Left empty, the call is not idempotent.
+    ///
+    /// Mutations of something that exists take an `etag`: given, the call is refused with ABORTED, reason ETAG_MISMATCH,
+    /// unless what it changes still has it (a model for calls about models and aliases, a version for those about versions).
+    /// With `validate_only` a call is checked to the end, answered as if it had happened, and changes nothing.
+    ///
+    /// Who calls is taken from the metadata `x-caller` (else the user of HTTP basic authentication), at their word, and is
+    /// written into the audit log: see `AuditService`.
     ///
     /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", `BadRequest` for the fields at
     /// fault and `ResourceInfo` for what was not found.
@@ -708,6 +818,36 @@ pub mod model_registry_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Changes the description or the tags of a model, as `update_mask` says.
+        pub async fn update_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ModelRegistryService/UpdateModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ModelRegistryService",
+                        "UpdateModel",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Deletes a model with all its versions and aliases. The name can be registered again; its version numbers go
         /// on where they ended.
         /// FAILED_PRECONDITION while an alias points at one of its versions, unless `force` is set.
@@ -772,6 +912,7 @@ pub mod model_registry_service_client {
         }
         /// Uploads one file of a PENDING version: first message the header, then chunks of at most 1 MiB. The file becomes
         /// visible only when all of it has arrived and its size and SHA-256 are those of the header; DATA_LOSS otherwise.
+        /// What has arrived of an upload that was cut is kept for a day: ask `GetUpload` how much, and send the rest.
         pub async fn upload_artifact(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -802,6 +943,37 @@ pub mod model_registry_service_client {
                     ),
                 );
             self.inner.client_streaming(req, path, codec).await
+        }
+        /// Says how much of a file has arrived in uploads that were cut; an upload with that `offset` goes on from there. On
+        /// the replica that took it: on another nothing has arrived, and the file is sent again.
+        pub async fn get_upload(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetUploadRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetUploadResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ModelRegistryService/GetUpload",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ModelRegistryService",
+                        "GetUpload",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
         }
         /// Freezes a PENDING version: from here on its files and signature never change, and it can be served.
         /// FAILED_PRECONDITION when it has no files.
@@ -890,6 +1062,36 @@ pub mod model_registry_service_client {
                     GrpcMethod::new(
                         "verdict.registry.v1.ModelRegistryService",
                         "ListVersions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes the description or the tags of a version, as `update_mask` says.
+        pub async fn update_version(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateVersionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ModelRegistryService/UpdateVersion",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ModelRegistryService",
+                        "UpdateVersion",
                     ),
                 );
             self.inner.unary(req, path, codec).await
@@ -1169,6 +1371,14 @@ pub mod model_registry_service_server {
             tonic::Response<super::ListModelsResponse>,
             tonic::Status,
         >;
+        /// Changes the description or the tags of a model, as `update_mask` says.
+        async fn update_model(
+            &self,
+            request: tonic::Request<super::UpdateModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateModelResponse>,
+            tonic::Status,
+        >;
         /// Deletes a model with all its versions and aliases. The name can be registered again; its version numbers go
         /// on where they ended.
         /// FAILED_PRECONDITION while an alias points at one of its versions, unless `force` is set.
@@ -1189,11 +1399,21 @@ pub mod model_registry_service_server {
         >;
         /// Uploads one file of a PENDING version: first message the header, then chunks of at most 1 MiB. The file becomes
         /// visible only when all of it has arrived and its size and SHA-256 are those of the header; DATA_LOSS otherwise.
+        /// What has arrived of an upload that was cut is kept for a day: ask `GetUpload` how much, and send the rest.
         async fn upload_artifact(
             &self,
             request: tonic::Request<tonic::Streaming<super::UploadArtifactRequest>>,
         ) -> std::result::Result<
             tonic::Response<super::UploadArtifactResponse>,
+            tonic::Status,
+        >;
+        /// Says how much of a file has arrived in uploads that were cut; an upload with that `offset` goes on from there. On
+        /// the replica that took it: on another nothing has arrived, and the file is sent again.
+        async fn get_upload(
+            &self,
+            request: tonic::Request<super::GetUploadRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetUploadResponse>,
             tonic::Status,
         >;
         /// Freezes a PENDING version: from here on its files and signature never change, and it can be served.
@@ -1219,6 +1439,14 @@ pub mod model_registry_service_server {
             request: tonic::Request<super::ListVersionsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListVersionsResponse>,
+            tonic::Status,
+        >;
+        /// Changes the description or the tags of a version, as `update_mask` says.
+        async fn update_version(
+            &self,
+            request: tonic::Request<super::UpdateVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateVersionResponse>,
             tonic::Status,
         >;
         /// Deletes a version. FAILED_PRECONDITION while an alias points at it.
@@ -1305,6 +1533,13 @@ pub mod model_registry_service_server {
     /// Every mutation takes a `request_id` (any string up to 128 bytes, a UUID is usual): repeating a call with the same id
     /// and the same content returns the first answer and changes nothing; the same id with other content is refused with
     /// ALREADY_EXISTS, reason REQUEST_ID_REUSED. Left empty, the call is not idempotent.
+    ///
+    /// Mutations of something that exists take an `etag`: given, the call is refused with ABORTED, reason ETAG_MISMATCH,
+    /// unless what it changes still has it (a model for calls about models and aliases, a version for those about versions).
+    /// With `validate_only` a call is checked to the end, answered as if it had happened, and changes nothing.
+    ///
+    /// Who calls is taken from the metadata `x-caller` (else the user of HTTP basic authentication), at their word, and is
+    /// written into the audit log: see `AuditService`.
     ///
     /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", `BadRequest` for the fields at
     /// fault and `ResourceInfo` for what was not found.
@@ -1523,6 +1758,52 @@ pub mod model_registry_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/verdict.registry.v1.ModelRegistryService/UpdateModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateModelSvc<T: ModelRegistryService>(pub Arc<T>);
+                    impl<
+                        T: ModelRegistryService,
+                    > tonic::server::UnaryService<super::UpdateModelRequest>
+                    for UpdateModelSvc<T> {
+                        type Response = super::UpdateModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ModelRegistryService>::update_model(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/verdict.registry.v1.ModelRegistryService/DeleteModel" => {
                     #[allow(non_camel_case_types)]
                     struct DeleteModelSvc<T: ModelRegistryService>(pub Arc<T>);
@@ -1666,6 +1947,52 @@ pub mod model_registry_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/verdict.registry.v1.ModelRegistryService/GetUpload" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetUploadSvc<T: ModelRegistryService>(pub Arc<T>);
+                    impl<
+                        T: ModelRegistryService,
+                    > tonic::server::UnaryService<super::GetUploadRequest>
+                    for GetUploadSvc<T> {
+                        type Response = super::GetUploadResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetUploadRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ModelRegistryService>::get_upload(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetUploadSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/verdict.registry.v1.ModelRegistryService/FinalizeVersion" => {
                     #[allow(non_camel_case_types)]
                     struct FinalizeVersionSvc<T: ModelRegistryService>(pub Arc<T>);
@@ -1792,6 +2119,52 @@ pub mod model_registry_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListVersionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.ModelRegistryService/UpdateVersion" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateVersionSvc<T: ModelRegistryService>(pub Arc<T>);
+                    impl<
+                        T: ModelRegistryService,
+                    > tonic::server::UnaryService<super::UpdateVersionRequest>
+                    for UpdateVersionSvc<T> {
+                        type Response = super::UpdateVersionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateVersionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ModelRegistryService>::update_version(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateVersionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2217,6 +2590,1480 @@ pub mod model_registry_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "verdict.registry.v1.ModelRegistryService";
     impl<T> tonic::server::NamedService for ModelRegistryServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// One change.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditEntry {
+    /// 1, 2, 3, … without a gap.
+    #[prost(int64, tag = "1")]
+    pub sequence: i64,
+    /// Never before that of the entry before.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who called, by the name they gave (metadata `x-caller`, else the user of HTTP basic authentication); nobody has checked
+    /// it. Empty where they gave none.
+    #[prost(string, tag = "3")]
+    pub caller: ::prost::alloc::string::String,
+    /// What happened: "model.create", "model.update", "model.rename", "model.delete", "version.create", "version.put_artifact",
+    /// "version.finalize", "version.update", "version.move_to_stage", "version.record_check", "version.approve",
+    /// "version.delete", "alias.set", "alias.delete", "alias.set_rule", "alias.delete_rule", "tag.set", "tag.delete".
+    #[prost(string, tag = "4")]
+    pub action: ::prost::alloc::string::String,
+    /// What it happened to: "models/NAME", "models/NAME/versions/NUMBER", "models/NAME/aliases/ALIAS".
+    #[prost(string, tag = "5")]
+    pub resource: ::prost::alloc::string::String,
+    /// The part that changed, as it was: JSON; empty where there was nothing.
+    #[prost(string, tag = "6")]
+    pub before_json: ::prost::alloc::string::String,
+    /// The part that changed, as it is since: JSON; empty where there is nothing any more.
+    #[prost(string, tag = "7")]
+    pub after_json: ::prost::alloc::string::String,
+    /// Lower-case hexadecimal.
+    #[prost(string, tag = "8")]
+    pub hash: ::prost::alloc::string::String,
+}
+/// The place of an entry and its hash.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditAnchor {
+    /// 0 before the first entry.
+    #[prost(int64, tag = "1")]
+    pub sequence: i64,
+    /// Lower-case hexadecimal; empty before the first entry.
+    #[prost(string, tag = "2")]
+    pub hash: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAuditEntriesRequest {
+    /// Only what happened to this resource and those below it; to all when empty.
+    #[prost(string, tag = "1")]
+    pub resource: ::prost::alloc::string::String,
+    /// Only what this caller did; all when empty.
+    #[prost(string, tag = "2")]
+    pub caller: ::prost::alloc::string::String,
+    /// Only from then on.
+    #[prost(message, optional, tag = "3")]
+    pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only before then.
+    #[prost(message, optional, tag = "4")]
+    pub end_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAuditEntriesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<AuditEntry>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyAuditRequest {
+    /// Begin after this entry, which must have this hash; from the first entry when absent.
+    #[prost(message, optional, tag = "1")]
+    pub anchor: ::core::option::Option<AuditAnchor>,
+    /// 1 to 1000000 entries; 100000 when left 0. Where there are more, go on from `verified`.
+    #[prost(int32, tag = "2")]
+    pub max_entries: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VerifyAuditResponse {
+    /// What was looked at is what was written.
+    #[prost(bool, tag = "1")]
+    pub intact: bool,
+    /// The last entry that was found intact: the anchor of the next call, and one worth noting elsewhere.
+    #[prost(message, optional, tag = "2")]
+    pub verified: ::core::option::Option<AuditAnchor>,
+    /// The end of the log.
+    #[prost(message, optional, tag = "3")]
+    pub end: ::core::option::Option<AuditAnchor>,
+    /// Where the chain is broken; 0 while it is intact.
+    #[prost(int64, tag = "4")]
+    pub broken_sequence: i64,
+    /// How it is broken, for people; empty while it is intact.
+    #[prost(string, tag = "5")]
+    pub problem: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAliasAtRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub alias: ::prost::alloc::string::String,
+    /// Now when absent.
+    #[prost(message, optional, tag = "3")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAliasAtResponse {
+    /// 0 where the alias did not exist then.
+    #[prost(int64, tag = "1")]
+    pub version: i64,
+    /// The entry that had set or deleted it; absent where nothing had happened to it yet.
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<AuditEntry>,
+}
+/// Generated client implementations.
+pub mod audit_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Who changed what in the registry, from what to what.
+    ///
+    /// Every change writes its entry in its own transaction: there is no change without an entry, and no entry without its
+    /// change. Entries are chained: the hash of one is SHA-256 over it and the hash of the one before (the fields and their
+    /// encoding are in docs/model-registry.md), so an entry that was changed, removed, added or reordered is found out. Whoever
+    /// can write the database can still write the whole chain anew; note an anchor (sequence and hash) outside from time to
+    /// time, and verify against it.
+    #[derive(Debug, Clone)]
+    pub struct AuditServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl AuditServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> AuditServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> AuditServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            AuditServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Lists entries, newest first, in pages.
+        pub async fn list_audit_entries(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAuditEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuditEntriesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.AuditService/ListAuditEntries",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.AuditService",
+                        "ListAuditEntries",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Follows the chain and reports the first entry that is not what it was.
+        pub async fn verify_audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::VerifyAuditRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyAuditResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.AuditService/VerifyAudit",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.AuditService", "VerifyAudit"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says which version an alias pointed at, at a point in time, and who had set it.
+        pub async fn get_alias_at(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetAliasAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetAliasAtResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.AuditService/GetAliasAt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.AuditService", "GetAliasAt"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod audit_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with AuditServiceServer.
+    #[async_trait]
+    pub trait AuditService: std::marker::Send + std::marker::Sync + 'static {
+        /// Lists entries, newest first, in pages.
+        async fn list_audit_entries(
+            &self,
+            request: tonic::Request<super::ListAuditEntriesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAuditEntriesResponse>,
+            tonic::Status,
+        >;
+        /// Follows the chain and reports the first entry that is not what it was.
+        async fn verify_audit(
+            &self,
+            request: tonic::Request<super::VerifyAuditRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::VerifyAuditResponse>,
+            tonic::Status,
+        >;
+        /// Says which version an alias pointed at, at a point in time, and who had set it.
+        async fn get_alias_at(
+            &self,
+            request: tonic::Request<super::GetAliasAtRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetAliasAtResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Who changed what in the registry, from what to what.
+    ///
+    /// Every change writes its entry in its own transaction: there is no change without an entry, and no entry without its
+    /// change. Entries are chained: the hash of one is SHA-256 over it and the hash of the one before (the fields and their
+    /// encoding are in docs/model-registry.md), so an entry that was changed, removed, added or reordered is found out. Whoever
+    /// can write the database can still write the whole chain anew; note an anchor (sequence and hash) outside from time to
+    /// time, and verify against it.
+    #[derive(Debug)]
+    pub struct AuditServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> AuditServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for AuditServiceServer<T>
+    where
+        T: AuditService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/verdict.registry.v1.AuditService/ListAuditEntries" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAuditEntriesSvc<T: AuditService>(pub Arc<T>);
+                    impl<
+                        T: AuditService,
+                    > tonic::server::UnaryService<super::ListAuditEntriesRequest>
+                    for ListAuditEntriesSvc<T> {
+                        type Response = super::ListAuditEntriesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAuditEntriesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditService>::list_audit_entries(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAuditEntriesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.AuditService/VerifyAudit" => {
+                    #[allow(non_camel_case_types)]
+                    struct VerifyAuditSvc<T: AuditService>(pub Arc<T>);
+                    impl<
+                        T: AuditService,
+                    > tonic::server::UnaryService<super::VerifyAuditRequest>
+                    for VerifyAuditSvc<T> {
+                        type Response = super::VerifyAuditResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::VerifyAuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditService>::verify_audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = VerifyAuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.AuditService/GetAliasAt" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAliasAtSvc<T: AuditService>(pub Arc<T>);
+                    impl<
+                        T: AuditService,
+                    > tonic::server::UnaryService<super::GetAliasAtRequest>
+                    for GetAliasAtSvc<T> {
+                        type Response = super::GetAliasAtResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetAliasAtRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AuditService>::get_alias_at(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAliasAtSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for AuditServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "verdict.registry.v1.AuditService";
+    impl<T> tonic::server::NamedService for AuditServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// What an alias asks for before it moves; at least one thing.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AliasRule {
+    #[prost(string, tag = "1")]
+    pub alias: ::prost::alloc::string::String,
+    /// Checks whose newest result on the version must be a pass; at most 50.
+    #[prost(string, repeated, tag = "2")]
+    pub required_checks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many people other than the version's author must have approved; 0 to 10.
+    #[prost(int32, tag = "3")]
+    pub approvals: i32,
+    /// The call that moves the alias must give `etag` or `expected_version`. MLflow's clients can't.
+    #[prost(bool, tag = "4")]
+    pub etag_required: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetAliasRuleRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub rule: ::core::option::Option<AliasRule>,
+    /// Of the model.
+    #[prost(string, tag = "3")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetAliasRuleResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteAliasRuleRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub alias: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub etag: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteAliasRuleResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAliasRulesRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAliasRulesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub rules: ::prost::alloc::vec::Vec<AliasRule>,
+}
+/// The newest result of a check on a version.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Check {
+    /// 1 to 250 bytes, like "bias" or "backtest-2026q3".
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub passed: bool,
+    /// What was found; at most 10000 bytes.
+    #[prost(string, tag = "3")]
+    pub summary: ::prost::alloc::string::String,
+    /// Who recorded it; output only.
+    #[prost(string, tag = "4")]
+    pub caller: ::prost::alloc::string::String,
+    /// Output only.
+    #[prost(message, optional, tag = "5")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Somebody's consent.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Approval {
+    #[prost(string, tag = "1")]
+    pub alias: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub approver: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub comment: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordCheckRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+    #[prost(message, optional, tag = "3")]
+    pub check: ::core::option::Option<Check>,
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub validate_only: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RecordCheckResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApproveVersionRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+    #[prost(string, tag = "3")]
+    pub alias: ::prost::alloc::string::String,
+    /// At most 10000 bytes.
+    #[prost(string, tag = "4")]
+    pub comment: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub request_id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "6")]
+    pub validate_only: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ApproveVersionResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetStandingRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetStandingResponse {
+    /// Who made the version; empty where nobody knows.
+    #[prost(string, tag = "1")]
+    pub author: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub checks: ::prost::alloc::vec::Vec<Check>,
+    #[prost(message, repeated, tag = "3")]
+    pub approvals: ::prost::alloc::vec::Vec<Approval>,
+}
+/// Generated client implementations.
+pub mod protection_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Protected aliases: what must be so before an alias moves.
+    ///
+    /// A rule belongs to one alias of one model, which need not exist yet. While it stands, whoever points the alias somewhere
+    /// (over gRPC or MLflow's API) is refused with FAILED_PRECONDITION, reason ALIAS_PROTECTED, and told everything that is
+    /// missing; and the alias is neither deleted nor renamed away with its model. Rules, checks and approvals are in the audit
+    /// log. Everything takes `request_id` and `validate_only` as `ModelRegistryService` does.
+    #[derive(Debug, Clone)]
+    pub struct ProtectionServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ProtectionServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ProtectionServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ProtectionServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ProtectionServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Protects an alias, in place of the rule that it has.
+        pub async fn set_alias_rule(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetAliasRuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetAliasRuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ProtectionService/SetAliasRule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ProtectionService",
+                        "SetAliasRule",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the protection away. FAILED_PRECONDITION, reason NO_ALIAS_RULE, when there is none.
+        pub async fn delete_alias_rule(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteAliasRuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteAliasRuleResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ProtectionService/DeleteAliasRule",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ProtectionService",
+                        "DeleteAliasRule",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the rules of a model by alias.
+        pub async fn list_alias_rules(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAliasRulesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAliasRulesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ProtectionService/ListAliasRules",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ProtectionService",
+                        "ListAliasRules",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Records the result of a check on a version, in place of that check's earlier result.
+        pub async fn record_check(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RecordCheckRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RecordCheckResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ProtectionService/RecordCheck",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ProtectionService",
+                        "RecordCheck",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Agrees that an alias points at a version. The caller must give a name, and must not have made the version
+        /// (FAILED_PRECONDITION, reason APPROVER_IS_AUTHOR).
+        pub async fn approve_version(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApproveVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApproveVersionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ProtectionService/ApproveVersion",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ProtectionService",
+                        "ApproveVersion",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns the checks and approvals of a version.
+        pub async fn get_standing(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetStandingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStandingResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.ProtectionService/GetStanding",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.ProtectionService",
+                        "GetStanding",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod protection_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ProtectionServiceServer.
+    #[async_trait]
+    pub trait ProtectionService: std::marker::Send + std::marker::Sync + 'static {
+        /// Protects an alias, in place of the rule that it has.
+        async fn set_alias_rule(
+            &self,
+            request: tonic::Request<super::SetAliasRuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetAliasRuleResponse>,
+            tonic::Status,
+        >;
+        /// Takes the protection away. FAILED_PRECONDITION, reason NO_ALIAS_RULE, when there is none.
+        async fn delete_alias_rule(
+            &self,
+            request: tonic::Request<super::DeleteAliasRuleRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteAliasRuleResponse>,
+            tonic::Status,
+        >;
+        /// Lists the rules of a model by alias.
+        async fn list_alias_rules(
+            &self,
+            request: tonic::Request<super::ListAliasRulesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAliasRulesResponse>,
+            tonic::Status,
+        >;
+        /// Records the result of a check on a version, in place of that check's earlier result.
+        async fn record_check(
+            &self,
+            request: tonic::Request<super::RecordCheckRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RecordCheckResponse>,
+            tonic::Status,
+        >;
+        /// Agrees that an alias points at a version. The caller must give a name, and must not have made the version
+        /// (FAILED_PRECONDITION, reason APPROVER_IS_AUTHOR).
+        async fn approve_version(
+            &self,
+            request: tonic::Request<super::ApproveVersionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApproveVersionResponse>,
+            tonic::Status,
+        >;
+        /// Returns the checks and approvals of a version.
+        async fn get_standing(
+            &self,
+            request: tonic::Request<super::GetStandingRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStandingResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Protected aliases: what must be so before an alias moves.
+    ///
+    /// A rule belongs to one alias of one model, which need not exist yet. While it stands, whoever points the alias somewhere
+    /// (over gRPC or MLflow's API) is refused with FAILED_PRECONDITION, reason ALIAS_PROTECTED, and told everything that is
+    /// missing; and the alias is neither deleted nor renamed away with its model. Rules, checks and approvals are in the audit
+    /// log. Everything takes `request_id` and `validate_only` as `ModelRegistryService` does.
+    #[derive(Debug)]
+    pub struct ProtectionServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ProtectionServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ProtectionServiceServer<T>
+    where
+        T: ProtectionService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/verdict.registry.v1.ProtectionService/SetAliasRule" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetAliasRuleSvc<T: ProtectionService>(pub Arc<T>);
+                    impl<
+                        T: ProtectionService,
+                    > tonic::server::UnaryService<super::SetAliasRuleRequest>
+                    for SetAliasRuleSvc<T> {
+                        type Response = super::SetAliasRuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetAliasRuleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ProtectionService>::set_alias_rule(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetAliasRuleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.ProtectionService/DeleteAliasRule" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteAliasRuleSvc<T: ProtectionService>(pub Arc<T>);
+                    impl<
+                        T: ProtectionService,
+                    > tonic::server::UnaryService<super::DeleteAliasRuleRequest>
+                    for DeleteAliasRuleSvc<T> {
+                        type Response = super::DeleteAliasRuleResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteAliasRuleRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ProtectionService>::delete_alias_rule(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteAliasRuleSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.ProtectionService/ListAliasRules" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListAliasRulesSvc<T: ProtectionService>(pub Arc<T>);
+                    impl<
+                        T: ProtectionService,
+                    > tonic::server::UnaryService<super::ListAliasRulesRequest>
+                    for ListAliasRulesSvc<T> {
+                        type Response = super::ListAliasRulesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListAliasRulesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ProtectionService>::list_alias_rules(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListAliasRulesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.ProtectionService/RecordCheck" => {
+                    #[allow(non_camel_case_types)]
+                    struct RecordCheckSvc<T: ProtectionService>(pub Arc<T>);
+                    impl<
+                        T: ProtectionService,
+                    > tonic::server::UnaryService<super::RecordCheckRequest>
+                    for RecordCheckSvc<T> {
+                        type Response = super::RecordCheckResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RecordCheckRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ProtectionService>::record_check(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RecordCheckSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.ProtectionService/ApproveVersion" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApproveVersionSvc<T: ProtectionService>(pub Arc<T>);
+                    impl<
+                        T: ProtectionService,
+                    > tonic::server::UnaryService<super::ApproveVersionRequest>
+                    for ApproveVersionSvc<T> {
+                        type Response = super::ApproveVersionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApproveVersionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ProtectionService>::approve_version(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApproveVersionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.ProtectionService/GetStanding" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetStandingSvc<T: ProtectionService>(pub Arc<T>);
+                    impl<
+                        T: ProtectionService,
+                    > tonic::server::UnaryService<super::GetStandingRequest>
+                    for GetStandingSvc<T> {
+                        type Response = super::GetStandingResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetStandingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ProtectionService>::get_standing(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetStandingSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ProtectionServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "verdict.registry.v1.ProtectionService";
+    impl<T> tonic::server::NamedService for ProtectionServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

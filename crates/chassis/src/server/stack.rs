@@ -93,7 +93,10 @@ impl Stack {
             None => Some(self.request_timeout),
         };
         let deadline = capped.and_then(|left| started.checked_add(left));
-        let context = RequestContext { request_id: request_id.to_owned(), deadline };
+        let context = RequestContext {
+            request_id: request_id.to_owned(),
+            ..RequestContext::from_headers(request.headers(), deadline)
+        };
         request.extensions_mut().insert(context.clone());
         let progress = Progress::new(started);
         let request = request.map(|body| Body::new(Incoming::new(body, self.max_message_bytes, progress.clone())));

@@ -12,8 +12,8 @@ use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-use super::{ArtifactStore, Body, corrupted};
-use crate::error::{Dependency, Error, Result};
+use super::{ArtifactStore, Body, corrupted, unavailable};
+use crate::error::Result;
 use crate::model::Artifact;
 
 /// Bytes read from a file at once.
@@ -80,6 +80,17 @@ impl ArtifactStore for Directory {
         blocking(move || unfinished.finish(&place, &blobs)).await
     }
 
+    async fn keep_file(&self, artifact: &Artifact, path: &Path) -> Result<()> {
+        let (from, place, blobs) = (path.to_owned(), self.path(artifact), self.blobs());
+        match spawn_blocking(move || move_to(&from, &place, &blobs)).await.map_err(io::Error::other).flatten() {
+            // Another file system: there is no moving, only writing again.
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                self.keep(artifact, super::read(artifact, path).await?).await
+            }
+            moved => moved.map_err(unavailable),
+        }
+    }
+
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {
         let mut file = match tokio::fs::File::open(self.path(artifact)).await {
             Ok(file) => file,
@@ -109,14 +120,19 @@ impl Unfinished {
         Ok((unfinished, file))
     }
 
-    /// Puts the file into its place, and both names on the disk.
+    /// Puts the file into its place.
     fn finish(self, place: &Path, blobs: &Path) -> io::Result<()> {
-        let dir = place.parent().unwrap_or(blobs);
-        std::fs::create_dir_all(dir)?;
-        std::fs::rename(&self.0, place)?;
-        File::open(dir)?.sync_all()?;
-        File::open(blobs)?.sync_all()
+        move_to(&self.0, place, blobs)
     }
+}
+
+/// Moves a file to its place, and puts both names on the disk.
+fn move_to(from: &Path, place: &Path, blobs: &Path) -> io::Result<()> {
+    let dir = place.parent().unwrap_or(blobs);
+    std::fs::create_dir_all(dir)?;
+    std::fs::rename(from, place)?;
+    File::open(dir)?.sync_all()?;
+    File::open(blobs)?.sync_all()
 }
 
 impl Drop for Unfinished {
@@ -148,8 +164,4 @@ fn sweep(unfinished: &Path) -> io::Result<usize> {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {
     spawn_blocking(work).await.map_err(io::Error::other).flatten().map_err(unavailable)
-}
-
-fn unavailable(error: io::Error) -> Error {
-    Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() }
 }

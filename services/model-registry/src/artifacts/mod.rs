@@ -1,19 +1,23 @@
 //! Where the bytes of files are kept: one trait, in a directory and in S3. Both are addressed by content.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
+use tokio_util::io::ReaderStream;
 
 use crate::config::{ArtifactLocation, Config};
-use crate::error::{Error, Result};
+use crate::error::{Dependency, Error, Result};
 use crate::model::Artifact;
 use crate::names::Sha256Hex;
 
 pub mod directory;
 pub mod s3;
+pub mod spool;
 
 /// Bytes on their way, in pieces of at most [`MAX_CHUNK`]; the first error ends them.
 pub type Body<'a> = BoxStream<'a, Result<Bytes>>;
@@ -28,6 +32,10 @@ pub trait ArtifactStore: Send + Sync {
     ///
     /// `body` must be [`checked`] against `artifact`, whose path plays no part here.
     async fn keep(&self, artifact: &Artifact, body: Body<'_>) -> Result<()>;
+    /// Keeps the file at `path`, which is `artifact`'s and synced, and may be moved away.
+    async fn keep_file(&self, artifact: &Artifact, path: &Path) -> Result<()> {
+        self.keep(artifact, read(artifact, path).await?).await
+    }
     /// Reads from byte `offset` on. DATA_LOSS when the bytes are gone or their number differs.
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>>;
 }
@@ -98,6 +106,17 @@ fn data_loss(direction: Direction, reason_in: &'static str, message: String) -> 
         Direction::In => Error::DataLoss { reason: reason_in, message },
         Direction::Out => corrupted(message),
     }
+}
+
+/// The bytes of the file at `path`, which must be `artifact`'s.
+async fn read(artifact: &Artifact, path: &Path) -> Result<Body<'static>> {
+    let file = tokio::fs::File::open(path).await.map_err(unavailable)?;
+    let body = ReaderStream::with_capacity(file, MAX_CHUNK).map_err(unavailable).boxed();
+    Ok(checked(body, artifact.clone(), Direction::In))
+}
+
+fn unavailable(error: io::Error) -> Error {
+    Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() }
 }
 
 /// What was kept is not what was given to keep.

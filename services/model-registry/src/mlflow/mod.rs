@@ -23,6 +23,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
+use verdict_chassis::context::{self, RequestContext};
 use verdict_chassis::metrics::CALL_DURATION;
 
 use crate::artifacts::ArtifactStore;
@@ -158,7 +159,8 @@ async fn measured(request: Request, next: Next) -> Response {
     let verb = if known.contains(request.method()) { request.method().as_str() } else { "OTHER" };
     let method = format!("{verb} {path}");
     let began = Instant::now();
-    let mut response = next.run(request).await;
+    let context = RequestContext::from_headers(request.headers(), None);
+    let mut response = context::scope(context, next.run(request)).await;
     let code = response.status().as_u16().to_string();
     let labels = [("service", "mlflow".to_owned()), ("method", method), ("code", code)];
     ::metrics::histogram!(CALL_DURATION, &labels).record(began.elapsed().as_secs_f64());

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
-use crate::model::{AliasMove, Micros, ModelDraft, Origin, Stage, TagChange, Task, Version, VersionDraft};
+use crate::model::{AliasMove, ModelDraft, Origin, Stage, TagChange, Task, Update, Version, VersionDraft};
 use crate::names::{AliasName, ModelName, Reference, VersionId};
 use crate::search::Subject;
 use crate::store::Call;
@@ -61,10 +61,6 @@ impl Mlflow {
     }
 }
 
-fn call() -> Call {
-    Call { request_id: None, now: Micros::now() }
-}
-
 fn model_name(fields: &Fields) -> Result<ModelName, Refusal> {
     Ok(ModelName::parse("name", &fields.required("name")?)?)
 }
@@ -104,7 +100,7 @@ fn checked_tags(fields: &Fields) -> Result<BTreeMap<String, String>, Refusal> {
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let draft =
         ModelDraft { name: model_name(&fields)?, description: description(&fields)?, tags: checked_tags(&fields)? };
-    let model = mlflow.store.create_model(&call(), &draft).await?;
+    let model = mlflow.store.create_model(&Call::now(), &draft).await?;
     mlflow.changed(answer::one("registered_model", answer::model(model, Vec::new())))
 }
 
@@ -144,20 +140,21 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 async fn rename(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let from = model_name(&fields)?;
     let to = ModelName::parse("new_name", &fields.required("new_name")?)?;
-    mlflow.store.rename_model(Micros::now(), &from, &to).await?;
+    mlflow.store.rename_model(&Call::now(), &from, &to).await?;
     let model = mlflow.one_model(&to).await?;
     mlflow.changed(answer::one("registered_model", model))
 }
 
 async fn update(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let name = model_name(&fields)?;
-    mlflow.store.describe(Micros::now(), &name, None, &description(&fields)?).await?;
+    let update = Update { model: name.clone(), version: None, description: Some(description(&fields)?), tags: None };
+    mlflow.store.update(&Call::now(), &update).await?;
     let model = mlflow.one_model(&name).await?;
     mlflow.changed(answer::one("registered_model", model))
 }
 
 async fn delete(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    mlflow.store.delete_model(&call(), &model_name(&fields)?, true).await?;
+    mlflow.store.delete_model(&Call::now(), &model_name(&fields)?, true).await?;
     mlflow.changed(answer::nothing())
 }
 
@@ -187,7 +184,7 @@ async fn change_tag(mlflow: &Mlflow, fields: &Fields, version: Option<i64>, valu
     limits::registry_tag(&key, value.as_deref().unwrap_or_default())?;
     let is_removal = value.is_none();
     let change = TagChange { model, version, key, value };
-    match mlflow.store.change_tag(&call(), &change).await {
+    match mlflow.store.change_tag(&Call::now(), &change).await {
         Ok(()) => {}
         // MLflow removes what is not there without a word.
         Err(crate::error::Error::NotFound(crate::error::Entity::Tag { .. })) if is_removal => {}
@@ -234,7 +231,7 @@ fn alias(fields: &Fields) -> Result<AliasName, Refusal> {
 
 async fn move_alias(mlflow: &Mlflow, model: ModelName, alias: AliasName, to: Option<i64>) -> Answer {
     let change = AliasMove { model, alias, to, expected: None };
-    match mlflow.store.move_alias(&call(), &change).await {
+    match mlflow.store.move_alias(&Call::now(), &change).await {
         Ok(_) => {}
         Err(crate::error::Error::NotFound(crate::error::Entity::Alias { .. })) if to.is_none() => {}
         Err(error) => return Err(error.into()),
@@ -305,7 +302,7 @@ async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
         tags,
         origin: Some(origin),
     };
-    let version = mlflow.store.add_version(&call(), &draft).await?;
+    let version = mlflow.store.add_version(&Call::now(), &draft).await?;
     if let Some(origin) = &draft.origin
         && !origin.logged_model.is_empty()
     {
@@ -326,8 +323,9 @@ async fn search_versions(State(mlflow): State<Mlflow>, fields: Fields) -> Answer
 
 async fn update_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let id = version_id(&fields)?;
-    let description = description(&fields)?;
-    mlflow.store.describe(Micros::now(), &id.model, Some(id.number), &description).await?;
+    let description = Some(description(&fields)?);
+    let update = Update { model: id.model.clone(), version: Some(id.number), description, tags: None };
+    mlflow.store.update(&Call::now(), &update).await?;
     let version = find(&mlflow, id).await?;
     mlflow.changed(answer::one("model_version", answer::version(version)))
 }
@@ -341,17 +339,14 @@ async fn move_to_stage(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
              Valid stages are ['Staging', 'Production']"
         )));
     }
-    let version = mlflow.store.move_to_stage(Micros::now(), &id, stage, archive).await?;
+    let version = mlflow.store.move_to_stage(&Call::now(), &id, stage, archive).await?;
     mlflow.changed(answer::one("model_version", answer::version(version)))
 }
 
 async fn delete_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let id = version_id(&fields)?;
     // Unlike gRPC's callers, MLflow's expect the aliases to go with their version.
-    for name in find(&mlflow, id.clone()).await?.aliases {
-        move_alias(&mlflow, id.model.clone(), AliasName::parse("alias", &name)?, None).await?;
-    }
-    mlflow.store.delete_version(&call(), &id).await?;
+    mlflow.store.delete_version(&Call::now(), &id, true).await?;
     mlflow.changed(answer::nothing())
 }
 

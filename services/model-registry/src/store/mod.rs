@@ -4,16 +4,20 @@
 //! own database. Every write first locks the one row of `log`: writes happen one after the other, so the sequence of
 //! the events is the order in which they were committed, on one replica or on many.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use verdict_chassis::context;
 
+use crate::audit::Audit;
 use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
-use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Version, VersionDraft};
+use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
+use crate::protection::Protection;
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
 
 pub mod postgres;
@@ -29,6 +33,32 @@ pub struct Call {
     /// The caller's name for this call: said a second time, the first answer is given again and nothing changes.
     pub request_id: Option<String>,
     pub now: Micros,
+    /// Who calls, by the name they gave; empty where they gave none.
+    pub caller: String,
+    /// Only tells whether the call would be refused.
+    pub validate_only: bool,
+    /// The etag that what is changed must have; none for any.
+    pub etag: Option<String>,
+}
+
+impl Call {
+    /// A call made now by the caller whose request is being served.
+    pub fn now() -> Self {
+        let caller = context::current().and_then(|context| context.caller).unwrap_or_default();
+        Self { request_id: None, now: Micros::now(), caller, validate_only: false, etag: None }
+    }
+
+    /// Refuses a call that expects another state of what it changes than its newest, which has the etag `revision`.
+    pub fn must_expect(&self, what: &impl fmt::Display, revision: i64) -> Result<()> {
+        let revision = revision.to_string();
+        match &self.etag {
+            Some(etag) if *etag != revision => {
+                let message = format!("`{what}` has changed: its etag is `{revision}`, not `{etag}`; read it again");
+                Err(Error::Conflict { reason: "ETAG_MISMATCH", message })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What the registry remembers. Each method is one transaction: it happened, or it did not.
@@ -46,15 +76,17 @@ pub trait Store: Send + Sync {
     /// Adds the next version. Numbers start at 1 and are never reused, even after the model itself was deleted.
     async fn add_version(&self, call: &Call, draft: &VersionDraft) -> Result<Version>;
     /// Adds a file whose bytes are durable to a pending version, in place of the one with the same path.
-    async fn add_artifact(&self, now: Micros, of: &VersionId, artifact: &Artifact) -> Result<()>;
+    async fn add_artifact(&self, call: &Call, of: &VersionId, artifact: &Artifact) -> Result<()>;
     /// Gives a pending version its digest: from here on it never changes but for its tags.
     async fn finalize(&self, call: &Call, of: &VersionId) -> Result<Version>;
     /// Finds a version by number or alias.
     async fn version(&self, reference: &Reference) -> Result<Version>;
     /// Lists versions, newest first, those below `below`.
     async fn versions(&self, model: &ModelName, below: Option<i64>, limit: u32) -> Result<Vec<Version>>;
-    /// Removes a version no alias points at.
-    async fn delete_version(&self, call: &Call, of: &VersionId) -> Result<()>;
+    /// Removes a version; while an alias points at it only `with_aliases`, which then go too.
+    async fn delete_version(&self, call: &Call, of: &VersionId, with_aliases: bool) -> Result<()>;
+    /// Gives a model, or one of its versions, another description or other tags.
+    async fn update(&self, call: &Call, update: &Update) -> Result<()>;
 
     /// Points an alias somewhere else, or removes it, if it points where it is expected to.
     async fn move_alias(&self, call: &Call, to: &AliasMove) -> Result<Model>;
@@ -68,9 +100,9 @@ pub trait Store: Send + Sync {
 }
 
 /// All that a database keeps.
-pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files {}
+pub trait Everything: Store + Audit + Protection + Experiments + Runs + LoggedModels + Registered + Files {}
 
-impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
+impl<T: Store + Audit + Protection + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
 
 /// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
 pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Everything>> {

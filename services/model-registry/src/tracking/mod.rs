@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::model::{Artifact, Micros, Model, Stage, Version};
 use crate::names::{ArtifactPath, ModelName, VersionId};
 use crate::search::{Condition, Order};
+use crate::store::Call;
 
 pub mod limits;
 
@@ -363,10 +364,8 @@ pub trait Registered: Send + Sync {
     async fn search_versions(&self, search: &Search) -> Result<Page<Version>>;
     /// Lists the newest version of each stage of these models; of those that do not exist there is none.
     async fn latest_versions(&self, of: &[ModelName]) -> Result<Vec<Version>>;
-    /// Gives a model, or one of its versions, another description.
-    async fn describe(&self, now: Micros, model: &ModelName, version: Option<i64>, description: &str) -> Result<()>;
     /// Gives a model another name; its versions, aliases and tags follow.
-    async fn rename_model(&self, now: Micros, from: &ModelName, to: &ModelName) -> Result<Model>;
+    async fn rename_model(&self, call: &Call, from: &ModelName, to: &ModelName) -> Result<Model>;
     /// Moves a version to a stage, and all others there to the archive where asked.
-    async fn move_to_stage(&self, now: Micros, of: &VersionId, stage: Stage, archive_others: bool) -> Result<Version>;
+    async fn move_to_stage(&self, call: &Call, of: &VersionId, stage: Stage, archive_others: bool) -> Result<Version>;
 }

@@ -5,15 +5,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use futures::StreamExt;
 use tonic::Code;
 use verdict_api::events::ModelEventType;
+use verdict_api::registry::download_artifact_response::Part as Downloaded;
 use verdict_api::registry::{
     CreateModelRequest, CreateVersionRequest, DeleteAliasRequest, DeleteModelRequest, DeleteTagRequest,
-    DeleteVersionRequest, Feature, FeatureType, FinalizeVersionRequest, GetModelRequest, ListModelsRequest,
-    ListVersionsRequest, ResolveModelRequest, SetTagRequest, Signature, Task, VersionStatus,
+    DeleteVersionRequest, DownloadArtifactRequest, Feature, FeatureType, FinalizeVersionRequest, GetModelRequest,
+    GetUploadRequest, GetUploadResponse, ListModelsRequest, ListVersionsRequest, ResolveModelRequest, SetTagRequest,
+    Signature, Task, VersionStatus,
 };
 
-use crate::world::{World, artifact, parts, reason, sha256, version_of};
+use crate::world::{World, artifact, parts, parts_from, reason, sha256, version_of};
 
 macro_rules! conformance {
     ($world:expr; $($case:ident),+ $(,)?) => { $(
@@ -28,6 +31,7 @@ macro_rules! conformance {
         what_was_said_of_a_version_is_kept,
         a_file_comes_back_byte_for_byte_from_any_offset,
         a_file_is_there_whole_or_not_at_all,
+        an_upload_that_was_cut_goes_on_where_it_was,
         a_second_upload_replaces_the_file_of_a_pending_version,
         a_ready_version_is_immutable_but_for_its_tags,
         the_digest_is_that_of_the_files,
@@ -77,7 +81,7 @@ async fn what_was_said_of_a_version_is_kept(world: &World) {
         }),
         parameters: HashMap::from([("max_length".to_owned(), "256".to_owned())]),
         tags: HashMap::from([("team".to_owned(), "risk".to_owned()), ("%_'".to_owned(), "; DROP".to_owned())]),
-        request_id: String::new(),
+        ..Default::default()
     };
     let made = world.client.clone().create_version(said.clone()).await.unwrap().into_inner().version.unwrap();
     assert_eq!((made.version, made.status()), (1, VersionStatus::Pending));
@@ -106,6 +110,33 @@ async fn a_file_comes_back_byte_for_byte_from_any_offset(world: &World) {
         assert_eq!(header.size, end);
         assert!(bytes == large[offset as usize..], "from {offset}");
     }
+    for (offset, length) in [(0, 1), (5, 8 << 20), (end - 3, 3), (0, end), (7, 0)] {
+        let request = DownloadArtifactRequest {
+            model: "m".into(),
+            version: version.version,
+            path: "large.bin".into(),
+            offset,
+            length,
+        };
+        let mut parts = world.client.clone().download_artifact(request).await.unwrap().into_inner();
+        let mut bytes = Vec::new();
+        while let Some(message) = parts.message().await.unwrap() {
+            if let Some(Downloaded::Chunk(chunk)) = message.part {
+                assert_eq!(message.crc32c, Some(crc32c::crc32c(&chunk)));
+                bytes.extend(chunk);
+            }
+        }
+        let until = if length == 0 { end } else { offset + length };
+        assert!(bytes == large[offset as usize..until as usize], "{length} from {offset}");
+    }
+    let too_long = DownloadArtifactRequest {
+        model: "m".into(),
+        version: version.version,
+        path: "large.bin".into(),
+        offset: 1,
+        length: end,
+    };
+    assert_eq!(reason(world.client.clone().download_artifact(too_long).await), "OFFSET_PAST_END");
     let past = world.download(&version, "large.bin", end + 1).await.unwrap_err();
     assert_eq!(past.code(), Code::OutOfRange);
     assert_eq!(reason(world.download(&version, "large.bin", -1).await), "INVALID_OFFSET");
@@ -135,6 +166,55 @@ async fn a_file_is_there_whole_or_not_at_all(world: &World) {
     assert_eq!(reason(world.finalize("m", 1).await), "VERSION_EMPTY");
 }
 
+async fn an_upload_that_was_cut_goes_on_where_it_was(world: &World) {
+    world.model("m").await;
+    world.version("m").await;
+    let bytes: Vec<u8> = (0..9_000_001_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let file = artifact("weights", &bytes);
+    let received = async || {
+        let get = GetUploadRequest { model: "m".into(), version: 1, artifact: Some(file.clone()) };
+        world.client.clone().get_upload(get).await.unwrap().into_inner()
+    };
+    assert_eq!(received().await, GetUploadResponse { received: 0, complete: false });
+
+    // A chunk that arrives otherwise than it was sent is refused; those before it stay.
+    let mut damaged = parts("m", 1, file.clone(), &bytes);
+    damaged[4].crc32c = Some(0);
+    let refused = world.send(damaged).await;
+    assert_eq!(refused.as_ref().unwrap_err().code(), Code::DataLoss);
+    assert_eq!(reason(refused), "CHUNK_MISMATCH");
+    assert_eq!(received().await.received, 3 << 20);
+    assert!(world.get("m", 1).await.unwrap().artifacts.is_empty());
+
+    // A caller that hangs: whoever comes next takes over, from what has arrived by then.
+    let mut first = parts_from(3 << 20, "m", 1, file.clone(), &bytes);
+    first.truncate(3);
+    let hanging = tokio::spawn({
+        let mut client = world.client.clone();
+        let body = futures::stream::iter(first).chain(futures::stream::pending());
+        async move { client.upload_artifact(body).await }
+    });
+    while received().await.received < 5 << 20 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let elsewhere = parts_from(4 << 20, "m", 1, file.clone(), &bytes);
+    assert_eq!(reason(world.send(elsewhere).await), "UPLOAD_OFFSET");
+    assert_eq!(reason(hanging.await.unwrap()), "UPLOAD_TAKEN_OVER");
+    world.send(parts_from(5 << 20, "m", 1, file.clone(), &bytes)).await.unwrap();
+    assert_eq!(received().await, GetUploadResponse { received: 0, complete: true });
+    let version = world.finalize("m", 1).await.unwrap();
+    assert!(world.download(&version, "weights", 0).await.unwrap().1 == bytes);
+
+    // What turns out not to be the file is thrown away: the next upload begins anew.
+    world.version("m").await;
+    let mut other = bytes.clone();
+    other[7] ^= 1;
+    assert_eq!(reason(world.send(parts("m", 2, file.clone(), &other)).await), "CHECKSUM_MISMATCH");
+    let get = GetUploadRequest { model: "m".into(), version: 2, artifact: Some(file.clone()) };
+    assert_eq!(world.client.clone().get_upload(get).await.unwrap().into_inner().received, 0);
+    assert_eq!(reason(world.send(parts_from(1, "m", 2, file.clone(), &bytes)).await), "UPLOAD_OFFSET");
+}
+
 async fn a_second_upload_replaces_the_file_of_a_pending_version(world: &World) {
     world.model("m").await;
     let version = world.ready("m", &[("a", b"first"), ("a", b"second"), ("b", b"first")]).await;
@@ -151,13 +231,8 @@ async fn a_ready_version_is_immutable_but_for_its_tags(world: &World) {
     assert_eq!(reason(world.upload("m", 1, "b", b"2").await), "VERSION_IMMUTABLE");
     assert_eq!(reason(world.finalize("m", 1).await), "VERSION_IMMUTABLE");
     assert_eq!(world.get("m", 1).await.unwrap(), ready);
-    let tag = SetTagRequest {
-        model: "m".into(),
-        version: Some(1),
-        key: "k".into(),
-        value: "v".into(),
-        request_id: String::new(),
-    };
+    let tag =
+        SetTagRequest { model: "m".into(), version: Some(1), key: "k".into(), value: "v".into(), ..Default::default() };
     world.client.clone().set_tag(tag).await.unwrap();
     let tagged = world.get("m", 1).await.unwrap();
     assert_eq!(tagged.tags, HashMap::from([("k".to_owned(), "v".to_owned())]));
@@ -181,7 +256,7 @@ async fn numbers_are_never_used_again(world: &World) {
     for number in 1..=3 {
         assert_eq!(world.version("m").await.version, number);
     }
-    let delete = DeleteVersionRequest { model: "m".into(), version: 3, request_id: String::new() };
+    let delete = DeleteVersionRequest { model: "m".into(), version: 3, ..Default::default() };
     world.client.clone().delete_version(delete.clone()).await.unwrap();
     assert_eq!(reason(world.client.clone().delete_version(delete).await), "VERSION_NOT_FOUND");
     assert_eq!(world.version("m").await.version, 4);
@@ -247,7 +322,7 @@ async fn an_alias_moves_only_from_where_it_is_expected(world: &World) {
     assert_eq!(reason(world.point("m", "champion", 9, None).await), "VERSION_NOT_FOUND");
     let pending = world.version("m").await.version;
     assert_eq!(reason(world.point("m", "champion", pending, None).await), "VERSION_PENDING");
-    let remove = DeleteAliasRequest { model: "m".into(), alias: "champion".into(), request_id: String::new() };
+    let remove = DeleteAliasRequest { model: "m".into(), alias: "champion".into(), ..Default::default() };
     let model = world.client.clone().delete_alias(remove.clone()).await.unwrap().into_inner().model.unwrap();
     assert!(model.aliases.is_empty());
     assert_eq!(reason(world.client.clone().delete_alias(remove).await), "ALIAS_NOT_FOUND");
@@ -272,9 +347,9 @@ async fn what_an_alias_points_at_is_not_deleted(world: &World) {
     world.model("m").await;
     world.ready("m", &[("a", b"1")]).await;
     world.point("m", "champion", 1, None).await.unwrap();
-    let version = DeleteVersionRequest { model: "m".into(), version: 1, request_id: String::new() };
+    let version = DeleteVersionRequest { model: "m".into(), version: 1, ..Default::default() };
     assert_eq!(reason(world.client.clone().delete_version(version).await), "VERSION_IN_USE");
-    let model = DeleteModelRequest { name: "m".into(), force: false, request_id: String::new() };
+    let model = DeleteModelRequest { name: "m".into(), force: false, ..Default::default() };
     assert_eq!(reason(world.client.clone().delete_model(model.clone()).await), "MODEL_IN_USE");
     let force = DeleteModelRequest { force: true, ..model };
     world.client.clone().delete_model(force.clone()).await.unwrap();
@@ -314,7 +389,7 @@ async fn tags_are_set_and_removed(world: &World) {
             version,
             key: "stage".into(),
             value: value.into(),
-            request_id: String::new(),
+            ..Default::default()
         };
         world.client.clone().set_tag(set("a")).await.unwrap();
         world.client.clone().set_tag(set("b")).await.unwrap();
@@ -324,7 +399,7 @@ async fn tags_are_set_and_removed(world: &World) {
             None => model.model.unwrap().tags,
         };
         assert_eq!(tags, HashMap::from([("stage".to_owned(), "b".to_owned())]));
-        let remove = DeleteTagRequest { model: "m".into(), version, key: "stage".into(), request_id: String::new() };
+        let remove = DeleteTagRequest { model: "m".into(), version, key: "stage".into(), ..Default::default() };
         world.client.clone().delete_tag(remove.clone()).await.unwrap();
         assert_eq!(reason(world.client.clone().delete_tag(remove).await), "TAG_NOT_FOUND");
     }
@@ -348,7 +423,8 @@ async fn a_repeated_request_changes_nothing(world: &World) {
     assert_eq!(reason(refused), "REQUEST_ID_REUSED");
 
     world.upload("m", 1, "a", b"1").await.unwrap();
-    let finalize = FinalizeVersionRequest { model: "m".into(), version: 1, request_id: "r3".into() };
+    let finalize =
+        FinalizeVersionRequest { model: "m".into(), version: 1, request_id: "r3".into(), ..Default::default() };
     let first = world.client.clone().finalize_version(finalize.clone()).await.unwrap().into_inner();
     assert_eq!(world.client.clone().finalize_version(finalize).await.unwrap().into_inner(), first);
 }
@@ -361,7 +437,7 @@ async fn every_change_has_its_event_in_order(world: &World) {
     world.point("m", "champion", 1, None).await.unwrap();
     world.point("m", "champion", 2, None).await.unwrap();
     world.point("m", "champion", 2, None).await.unwrap();
-    let remove = DeleteAliasRequest { model: "m".into(), alias: "champion".into(), request_id: String::new() };
+    let remove = DeleteAliasRequest { model: "m".into(), alias: "champion".into(), ..Default::default() };
     world.client.clone().delete_alias(remove).await.unwrap();
     let events = world.events().await;
     let told: Vec<_> = events

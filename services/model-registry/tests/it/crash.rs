@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
-use verdict_api::registry::{CreateVersionRequest, GetModelRequest, ListVersionsRequest, VersionStatus};
+use verdict_api::registry::{
+    CreateVersionRequest, GetModelRequest, GetUploadRequest, ListVersionsRequest, VersionStatus,
+};
 use verdict_chassis::client;
 use verdict_testkit::net::send;
 use verdict_testkit::process::Child;
 
-use crate::world::{Client, PATIENCE, artifact, local, parts, sha256, version_of};
+use crate::world::{Client, PATIENCE, artifact, local, parts, parts_from, sha256, version_of};
 
 async fn start(data: &Path, listen: SocketAddr) -> (Child, Client) {
     start_with(data, listen, "none".to_owned()).await
@@ -50,7 +52,7 @@ async fn killed_during_an_upload_it_keeps_what_was_whole_and_nothing_of_the_rest
     let large = vec![9; 12 << 20];
     let mut first = parts("m", 1, artifact("large", &large), &large);
     first.truncate(12);
-    let unfinished = data.path().join("artifacts/tmp");
+    let unfinished = data.path().join("spool/uploads");
     let call = tokio::spawn({
         let mut registry = registry.clone();
         let body = futures::stream::iter(first).chain(futures::stream::pending());
@@ -73,11 +75,16 @@ async fn killed_during_an_upload_it_keeps_what_was_whole_and_nothing_of_the_rest
     let version = registry.get_version(request).await.unwrap().into_inner().version.unwrap();
     assert_eq!(version.artifacts, [artifact("whole", &whole)]);
     assert_eq!(version.status(), VersionStatus::Pending);
-    assert_eq!(files_below(&unfinished), 0, "the half of a file is cleared away");
-    assert_eq!(files_below(&data.path().join("artifacts/sha256")), 1);
+    assert_eq!(files_below(&data.path().join("artifacts/sha256")), 1, "nothing of the half of a file can be seen");
 
-    let again = parts("m", 1, artifact("large", &large), &large);
-    registry.upload_artifact(futures::stream::iter(again)).await.unwrap();
+    // What had arrived is still there, and the upload goes on from it.
+    let get = GetUploadRequest { model: "m".into(), version: 1, artifact: Some(artifact("large", &large)) };
+    let uploaded = registry.get_upload(get.clone()).await.unwrap().into_inner();
+    assert!(!uploaded.complete && (8 << 20..=12 << 20).contains(&uploaded.received), "{uploaded:?}");
+    let rest = parts_from(uploaded.received as usize, "m", 1, artifact("large", &large), &large);
+    registry.upload_artifact(futures::stream::iter(rest)).await.unwrap();
+    assert!(registry.get_upload(get).await.unwrap().into_inner().complete);
+    assert_eq!(files_below(&unfinished), 0);
     let hash = sha256(&large);
     let kept = data.path().join("artifacts/sha256").join(&hash[..2]).join(&hash[2..]);
     assert!(std::fs::read(kept).unwrap() == large);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+mod auditing;
 mod clients;
 mod conformance;
 mod crash;

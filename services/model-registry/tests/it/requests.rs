@@ -102,7 +102,7 @@ async fn uploads_are_checked_before_their_bytes_are_kept() {
         let sent = world.send(parts("m", 1, said, b"1")).await;
         assert_eq!(told(sent), invalid("INVALID_SIZE", "header.artifact.size"), "{size}");
     }
-    let chunk = |bytes: Vec<u8>| UploadArtifactRequest { part: Some(Part::Chunk(bytes)) };
+    let chunk = |bytes: Vec<u8>| UploadArtifactRequest { part: Some(Part::Chunk(bytes)), crc32c: None };
     assert_eq!(told(world.send(vec![]).await), invalid("INVALID_UPLOAD", "header"));
     assert_eq!(told(world.send(vec![chunk(vec![1])]).await), invalid("INVALID_UPLOAD", "header"));
     let header = parts("m", 1, artifact("a", b"1"), b"");
@@ -131,7 +131,7 @@ async fn one_message_has_a_limit() {
         version: None,
         key: "k".into(),
         value: "x".repeat(65 << 20),
-        request_id: String::new(),
+        ..Default::default()
     };
     let refused = world.client.clone().max_encoding_message_size(usize::MAX).set_tag(set).await.unwrap_err();
     assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");

@@ -200,7 +200,7 @@ impl World {
     }
 
     pub(crate) async fn finalize(&self, model: &str, version: i64) -> Answer<Version> {
-        let request = FinalizeVersionRequest { model: model.to_owned(), version, request_id: String::new() };
+        let request = FinalizeVersionRequest { model: model.to_owned(), version, ..Default::default() };
         Ok(self.client.clone().finalize_version(request).await?.into_inner().version.unwrap())
     }
 
@@ -215,7 +215,7 @@ impl World {
             alias: alias.to_owned(),
             version: to,
             expected_version: expected,
-            request_id: String::new(),
+            ..Default::default()
         };
         Ok(self.client.clone().set_alias(request).await?.into_inner().model.unwrap())
     }
@@ -223,7 +223,7 @@ impl World {
     /// Reads a file from `offset` on: its header and its bytes.
     pub(crate) async fn download(&self, of: &Version, path: &str, offset: i64) -> Answer<(Artifact, Vec<u8>)> {
         let (model, path) = (of.model.clone(), path.to_owned());
-        let request = DownloadArtifactRequest { model, version: of.version, path, offset };
+        let request = DownloadArtifactRequest { model, version: of.version, path, offset, length: 0 };
         let mut parts = self.client.clone().download_artifact(request).await?.into_inner();
         let Some(Downloaded::Header(header)) = parts.message().await?.unwrap().part else { panic!("no header") };
         let mut bytes = Vec::new();
@@ -272,10 +272,25 @@ pub(crate) fn artifact(path: &str, bytes: &[u8]) -> Artifact {
 
 /// The messages of an upload that says `artifact` and sends `bytes`.
 pub(crate) fn parts(model: &str, version: i64, artifact: Artifact, bytes: &[u8]) -> Vec<UploadArtifactRequest> {
-    let header = UploadArtifactHeader { model: model.to_owned(), version, artifact: Some(artifact) };
-    let chunks = bytes.chunks(1 << 20).map(|chunk| Part::Chunk(chunk.to_vec()));
-    let parts = std::iter::once(Part::Header(header)).chain(chunks);
-    parts.map(|part| UploadArtifactRequest { part: Some(part) }).collect()
+    parts_from(0, model, version, artifact, bytes)
+}
+
+/// The messages of an upload that goes on at `offset`.
+pub(crate) fn parts_from(
+    offset: usize,
+    model: &str,
+    version: i64,
+    artifact: Artifact,
+    bytes: &[u8],
+) -> Vec<UploadArtifactRequest> {
+    let artifact = Some(artifact);
+    let header = UploadArtifactHeader { model: model.to_owned(), version, artifact, offset: offset as i64 };
+    let header = UploadArtifactRequest { part: Some(Part::Header(header)), crc32c: None };
+    let chunk = |chunk: &[u8]| {
+        let crc32c = Some(crc32c::crc32c(chunk));
+        UploadArtifactRequest { part: Some(Part::Chunk(chunk.to_vec())), crc32c }
+    };
+    std::iter::once(header).chain(bytes[offset..].chunks(1 << 20).map(chunk)).collect()
 }
 
 /// The stable reason of a refusal.

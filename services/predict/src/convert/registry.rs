@@ -23,6 +23,7 @@ pub fn release(version: api::Version) -> Result<Release, String> {
         etag: _,
         source: _,
         run_id: _,
+        author: _,
     } = version;
     if status != i32::from(api::VersionStatus::Ready) {
         return Err(format!("version {version} of `{model}` is not READY: finalize it first"));

@@ -3,26 +3,31 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde_json::json;
 use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 
 use self::reading::{find_model, model, version, versions_of, with_parts_of_models};
+use self::write::{Begun, Write, event};
 use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS};
+use crate::audit::Change;
 use crate::error::{Entity, Error, Result};
 use crate::model::{
-    self, AliasMove, Artifact, Event, EventKind, Micros, Model, ModelDraft, TagChange, Version, VersionDraft,
+    AliasMove, Artifact, Event, EventKind, Model, ModelDraft, TagChange, Update, Version, VersionDraft,
 };
 use crate::names::{ModelName, Reference, VersionId};
-use crate::store::rows::{EventRow, from_json, to_json, to_word};
-use crate::store::{Call, IDS_AT_ONCE, REMEMBER_REQUESTS_MICROS, ROWS_AT_ONCE, Store, fingerprint};
+use crate::store::rows::{EventRow, to_json, to_word};
+use crate::store::{Call, IDS_AT_ONCE, ROWS_AT_ONCE, Store};
 
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod audit;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod files;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod logged_models;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod protection;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod reading;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
@@ -31,6 +36,8 @@ mod registered;
 mod runs;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod searching;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod write;
 
 pub(super) type Connection = <Db as sqlx::Database>::Connection;
 
@@ -38,20 +45,6 @@ pub(super) type Connection = <Db as sqlx::Database>::Connection;
 pub struct Tables {
     writer: Pool<Db>,
     reader: Pool<Db>,
-}
-
-/// A write under way, alone: nothing has happened until `commit` returns.
-pub(super) struct Write {
-    pub(super) tx: Transaction<'static, Db>,
-    now: Micros,
-    /// Under which id the answer is remembered, and the fingerprint of the call.
-    request: Option<(String, String)>,
-}
-
-enum Begun<T> {
-    /// The same call was answered before.
-    Before(T),
-    Now(Write),
 }
 
 impl Tables {
@@ -70,126 +63,6 @@ impl Tables {
     /// Begins a write of what the log does not tell of: others may be under way.
     pub(super) async fn begin_write(&self) -> Result<Transaction<'static, Db>> {
         Ok(self.writer.begin_with(BEGIN_WRITE).await?)
-    }
-
-    /// Begins a write and waits until no other is under way.
-    pub(super) async fn write(&self, now: Micros) -> Result<Write> {
-        let mut tx = self.begin_write().await?;
-        query("UPDATE log SET sequence = sequence WHERE id = 1").execute(&mut *tx).await?;
-        Ok(Write { tx, now, request: None })
-    }
-
-    /// Begins a write unless the call's request id has been answered before.
-    async fn begin<T: DeserializeOwned>(
-        &self,
-        method: &str,
-        call: &Call,
-        content: &impl Serialize,
-    ) -> Result<Begun<T>> {
-        let mut write = self.write(call.now).await?;
-        let Some(id) = &call.request_id else { return Ok(Begun::Now(write)) };
-        let fingerprint = fingerprint(method, content)?;
-        let before: Option<(String, String)> = query_as("SELECT fingerprint, answer FROM requests WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&mut *write.tx)
-            .await?;
-        match before {
-            Some((same, answer)) if same == fingerprint => Ok(Begun::Before(from_json(&answer)?)),
-            Some(_) => Err(Error::RequestIdReused(id.clone())),
-            None => {
-                write.request = Some((id.clone(), fingerprint));
-                Ok(Begun::Now(write))
-            }
-        }
-    }
-}
-
-impl Write {
-    /// Writes down what happened, and marks the model and the versions it happened to as changed.
-    pub(super) async fn record(&mut self, event: Event) -> Result<()> {
-        let Event { sequence: _, time: _, kind, model, version, alias, previous_version, digest } = event;
-        let sequence: i64 = query_scalar("UPDATE log SET sequence = sequence + 1 WHERE id = 1 RETURNING sequence")
-            .fetch_one(&mut *self.tx)
-            .await?;
-        query(
-            "INSERT INTO events (sequence, time, kind, model, version, alias, previous_version, digest)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-        )
-        .bind(sequence)
-        .bind(self.now.0)
-        .bind(to_word(&kind)?)
-        .bind(model.as_str())
-        .bind(version)
-        .bind(alias)
-        .bind(previous_version)
-        .bind(digest)
-        .execute(&mut *self.tx)
-        .await?;
-        // What is said of one version does not make its model newer, to MLflow's clients.
-        let touches = kind != EventKind::VersionUpdated;
-        query(
-            "UPDATE models SET revision = $1, update_time = CASE WHEN $4 THEN $2 ELSE update_time END WHERE name = $3",
-        )
-        .bind(sequence)
-        .bind(self.now.0)
-        .bind(model.as_str())
-        .bind(touches)
-        .execute(&mut *self.tx)
-        .await?;
-        query("UPDATE versions SET revision = $1, update_time = $2 WHERE model = $3 AND version IN ($4, $5)")
-            .bind(sequence)
-            .bind(self.now.0)
-            .bind(model.as_str())
-            .bind(version)
-            .bind(previous_version)
-            .execute(&mut *self.tx)
-            .await?;
-        Ok(())
-    }
-
-    /// Gives a version its digest.
-    async fn finalize(&mut self, of: &VersionId) -> Result<()> {
-        let digest = model::digest(&version(&mut self.tx, of).await?.artifacts);
-        query("UPDATE versions SET digest = $1 WHERE model = $2 AND version = $3")
-            .bind(&digest)
-            .bind(of.model.as_str())
-            .bind(of.number)
-            .execute(&mut *self.tx)
-            .await?;
-        self.record(Event { version: of.number, digest, ..event(EventKind::VersionFinalized, &of.model) }).await
-    }
-
-    /// Makes it all happen, and remembers the answer where the call has an id.
-    pub(super) async fn commit<T: Serialize>(mut self, answer: T) -> Result<T> {
-        if let Some((id, fingerprint)) = self.request.take() {
-            query("DELETE FROM requests WHERE time < $1")
-                .bind(self.now.0 - REMEMBER_REQUESTS_MICROS)
-                .execute(&mut *self.tx)
-                .await?;
-            query("INSERT INTO requests (id, fingerprint, answer, time) VALUES ($1, $2, $3, $4)")
-                .bind(id)
-                .bind(fingerprint)
-                .bind(to_json(&answer)?)
-                .bind(self.now.0)
-                .execute(&mut *self.tx)
-                .await?;
-        }
-        self.tx.commit().await?;
-        Ok(answer)
-    }
-}
-
-/// An event about a model, to be filled in further.
-pub(super) fn event(kind: EventKind, model: &ModelName) -> Event {
-    Event {
-        sequence: 0,
-        time: Micros(0),
-        kind,
-        model: model.clone(),
-        version: 0,
-        alias: String::new(),
-        previous_version: 0,
-        digest: String::new(),
     }
 }
 
@@ -210,7 +83,8 @@ impl Store for Tables {
             .execute(&mut *write.tx)
             .await?;
         insert_tags(&mut write.tx, &draft.name, 0, &draft.tags).await?;
-        write.record(event(EventKind::ModelCreated, &draft.name)).await?;
+        let created = Change::made("model.create", json!({"description": draft.description, "tags": draft.tags}));
+        write.record(event(EventKind::ModelCreated, &draft.name), created).await?;
         let model = model(&mut write.tx, &draft.name).await?;
         write.commit(model).await
     }
@@ -239,14 +113,18 @@ impl Store for Tables {
             Begun::Now(write) => write,
         };
         let model = model(&mut write.tx, name).await?;
+        call.must_expect(name, model.revision)?;
         if let (Some((alias, version)), false) = (model.aliases.first_key_value(), force) {
             let message =
                 format!("alias `{name}@{alias}` points at version {version}; delete it first, or set `force`");
             return Err(Error::Precondition { reason: "MODEL_IN_USE", message });
         }
-        query("DELETE FROM aliases WHERE model = $1").bind(name.as_str()).execute(&mut *write.tx).await?;
+        for alias in model.aliases.keys() {
+            write.remove_alias(name, alias).await?;
+        }
         query("DELETE FROM models WHERE name = $1").bind(name.as_str()).execute(&mut *write.tx).await?;
-        write.record(event(EventKind::ModelDeleted, name)).await?;
+        let was = json!({"description": model.description, "tags": model.tags, "latest_version": model.latest_version});
+        write.record(event(EventKind::ModelDeleted, name), Change::removed("model.delete", was)).await?;
         write.commit(()).await
     }
 
@@ -267,8 +145,8 @@ impl Store for Tables {
         let origin = draft.origin.clone().unwrap_or_default();
         query(
             "INSERT INTO versions (model, version, description, task, signature, parameters, create_time, update_time, revision,
-                                   source, run, run_link, logged_model)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 0, $8, $9, $10, $11)",
+                                   source, run, run_link, logged_model, author)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 0, $8, $9, $10, $11, $12)",
         )
         .bind(id.model.as_str())
         .bind(number)
@@ -281,10 +159,12 @@ impl Store for Tables {
         .bind(&origin.run)
         .bind(&origin.run_link)
         .bind(&origin.logged_model)
+        .bind(&call.caller)
         .execute(&mut *write.tx)
         .await?;
         insert_tags(&mut write.tx, &id.model, number, &draft.tags).await?;
-        write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }).await?;
+        let created = Change::made("version.create", version(&mut write.tx, &id).await?.outline());
+        write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }, created).await?;
         if draft.origin.is_some() {
             files::take(&mut write.tx, &id, &origin.source).await?;
             write.finalize(&id).await?;
@@ -293,9 +173,11 @@ impl Store for Tables {
         write.commit(version).await
     }
 
-    async fn add_artifact(&self, now: Micros, of: &VersionId, artifact: &Artifact) -> Result<()> {
-        let mut write = self.write(now).await?;
-        version(&mut write.tx, of).await?.must_accept(artifact)?;
+    async fn add_artifact(&self, call: &Call, of: &VersionId, artifact: &Artifact) -> Result<()> {
+        let mut write = self.write(call).await?;
+        let pending = version(&mut write.tx, of).await?;
+        pending.must_accept(artifact)?;
+        let before = pending.artifacts.into_iter().find(|other| other.path == artifact.path);
         query(
             "INSERT INTO artifacts (model, version, path, size, sha256) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (model, version, path) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256",
@@ -307,7 +189,8 @@ impl Store for Tables {
         .bind(artifact.sha256.as_str())
         .execute(&mut *write.tx)
         .await?;
-        write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }).await?;
+        let put = Change::changed("version.put_artifact", before, artifact);
+        write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }, put).await?;
         write.commit(()).await
     }
 
@@ -317,6 +200,7 @@ impl Store for Tables {
             Begun::Now(write) => write,
         };
         let pending = version(&mut write.tx, of).await?;
+        call.must_expect(of, pending.revision)?;
         pending.must_be_pending()?;
         if pending.artifacts.is_empty() {
             let message = format!("version `{of}` has no files; upload some before finalizing it");
@@ -354,13 +238,18 @@ impl Store for Tables {
         versions_of(&mut tx, &ids).await
     }
 
-    async fn delete_version(&self, call: &Call, of: &VersionId) -> Result<()> {
-        let mut write = match self.begin("delete_version", call, of).await? {
+    async fn delete_version(&self, call: &Call, of: &VersionId, with_aliases: bool) -> Result<()> {
+        let mut write = match self.begin("delete_version", call, &(of, with_aliases)).await? {
             Begun::Before(()) => return Ok(()),
             Begun::Now(write) => write,
         };
         let version = version(&mut write.tx, of).await?;
-        if let Some(alias) = version.aliases.first() {
+        call.must_expect(of, version.revision)?;
+        if with_aliases {
+            for alias in &version.aliases {
+                write.remove_alias(&of.model, alias).await?;
+            }
+        } else if let Some(alias) = version.aliases.first() {
             let message =
                 format!("alias `{}@{alias}` points at version {}; move or delete it first", of.model, of.number);
             return Err(Error::Precondition { reason: "VERSION_IN_USE", message });
@@ -371,7 +260,54 @@ impl Store for Tables {
         ] {
             query(sql).bind(of.model.as_str()).bind(of.number).execute(&mut *write.tx).await?;
         }
-        write.record(Event { version: of.number, ..event(EventKind::VersionDeleted, &of.model) }).await?;
+        let deleted = Change::removed("version.delete", version.outline());
+        write.record(Event { version: of.number, ..event(EventKind::VersionDeleted, &of.model) }, deleted).await?;
+        write.commit(()).await
+    }
+
+    async fn update(&self, call: &Call, update: &Update) -> Result<()> {
+        let mut write = match self.begin("update", call, update).await? {
+            Begun::Before(()) => return Ok(()),
+            Begun::Now(write) => write,
+        };
+        let Update { model: name, version: number, description, tags } = update;
+        let (was, old_tags, revision) = match number {
+            Some(number) => {
+                let version = version(&mut write.tx, &VersionId { model: name.clone(), number: *number }).await?;
+                (version.description, version.tags, version.revision)
+            }
+            None => {
+                let model = model(&mut write.tx, name).await?;
+                (model.description, model.tags, model.revision)
+            }
+        };
+        let (kind, action) = match number {
+            Some(_) => (EventKind::VersionUpdated, "version.update"),
+            None => (EventKind::ModelUpdated, "model.update"),
+        };
+        call.must_expect(name, revision)?;
+        let number = number.unwrap_or(0);
+        let (mut before, mut after) = (serde_json::Map::new(), serde_json::Map::new());
+        if let Some(description) = description {
+            let sql = match number {
+                0 => "UPDATE models SET description = $1 WHERE name = $2 AND 0 = $3",
+                _ => "UPDATE versions SET description = $1 WHERE model = $2 AND version = $3",
+            };
+            query(sql).bind(description).bind(name.as_str()).bind(number).execute(&mut *write.tx).await?;
+            before.insert("description".to_owned(), was.into());
+            after.insert("description".to_owned(), description.as_str().into());
+        }
+        if let Some(tags) = tags {
+            query("DELETE FROM tags WHERE model = $1 AND version = $2")
+                .bind(name.as_str())
+                .bind(number)
+                .execute(&mut *write.tx)
+                .await?;
+            insert_tags(&mut write.tx, name, number, tags).await?;
+            before.insert("tags".to_owned(), json!(old_tags));
+            after.insert("tags".to_owned(), json!(tags));
+        }
+        write.record(Event { version: number, ..event(kind, name) }, Change::changed(action, before, after)).await?;
         write.commit(()).await
     }
 
@@ -381,6 +317,7 @@ impl Store for Tables {
             Begun::Now(write) => write,
         };
         let before = model(&mut write.tx, &to.model).await?;
+        call.must_expect(&to.model, before.revision)?;
         let mut digest = String::new();
         if let Some(number) = to.to {
             let target = version(&mut write.tx, &VersionId { model: to.model.clone(), number }).await?;
@@ -406,7 +343,8 @@ impl Store for Tables {
             }
             return write.commit(before).await;
         }
-        let kind = match to.to {
+        write.must_be_allowed(call, to).await?;
+        match to.to {
             Some(number) => {
                 query(
                     "INSERT INTO aliases (model, alias, version) VALUES ($1, $2, $3)
@@ -417,25 +355,19 @@ impl Store for Tables {
                 .bind(number)
                 .execute(&mut *write.tx)
                 .await?;
-                EventKind::AliasSet
+                let after = json!({"version": number, "digest": digest});
+                let moved = Event {
+                    version: number,
+                    alias: to.alias.to_string(),
+                    previous_version: current.unwrap_or(0),
+                    digest,
+                    ..event(EventKind::AliasSet, &to.model)
+                };
+                let was = current.map(|number| json!({"version": number}));
+                write.record(moved, Change::changed("alias.set", was, after)).await?;
             }
-            None => {
-                query("DELETE FROM aliases WHERE model = $1 AND alias = $2")
-                    .bind(to.model.as_str())
-                    .bind(to.alias.as_str())
-                    .execute(&mut *write.tx)
-                    .await?;
-                EventKind::AliasDeleted
-            }
-        };
-        let moved = Event {
-            version: to.to.unwrap_or(0),
-            alias: to.alias.to_string(),
-            previous_version: current.unwrap_or(0),
-            digest,
-            ..event(kind, &to.model)
-        };
-        write.record(moved).await?;
+            None => write.remove_alias(&to.model, to.alias.as_str()).await?,
+        }
         let after = model(&mut write.tx, &to.model).await?;
         write.commit(after).await
     }
@@ -446,13 +378,17 @@ impl Store for Tables {
             Begun::Now(write) => write,
         };
         let TagChange { model: name, version: number, key, value } = change;
-        let (of, tags) = match number {
+        let (of, tags, revision) = match number {
             Some(number) => {
                 let version = version(&mut write.tx, &VersionId { model: name.clone(), number: *number }).await?;
-                (version.id.to_string(), version.tags)
+                (version.id.to_string(), version.tags, version.revision)
             }
-            None => (name.to_string(), model(&mut write.tx, name).await?.tags),
+            None => {
+                let model = model(&mut write.tx, name).await?;
+                (name.to_string(), model.tags, model.revision)
+            }
         };
+        call.must_expect(&of, revision)?;
         change.must_fit(&tags)?;
         let number = number.unwrap_or(0);
         match (value, tags.get(key)) {
@@ -472,7 +408,12 @@ impl Store for Tables {
             }
         }
         let kind = if number == 0 { EventKind::ModelUpdated } else { EventKind::VersionUpdated };
-        write.record(Event { version: number, ..event(kind, name) }).await?;
+        let one = |value: Option<&String>| value.map(|value| json!({"tags": {key.as_str(): value}}));
+        let changed = match value {
+            Some(value) => Change::changed("tag.set", one(tags.get(key)), one(Some(value))),
+            None => Change::removed("tag.delete", one(tags.get(key))),
+        };
+        write.record(Event { version: number, ..event(kind, name) }, changed).await?;
         write.commit(()).await
     }
 
@@ -490,6 +431,25 @@ impl Store for Tables {
 
     async fn last_sequence(&self) -> Result<i64> {
         Ok(query_scalar("SELECT sequence FROM log WHERE id = 1").fetch_one(&self.reader).await?)
+    }
+}
+
+impl Write {
+    /// Removes an alias that is there, unless it is protected.
+    async fn remove_alias(&mut self, model: &ModelName, alias: &str) -> Result<()> {
+        self.must_not_be_protected(model, alias).await?;
+        let was = alias_target(&mut self.tx, model, alias).await?;
+        query("DELETE FROM aliases WHERE model = $1 AND alias = $2")
+            .bind(model.as_str())
+            .bind(alias)
+            .execute(&mut *self.tx)
+            .await?;
+        let removed = Event {
+            alias: alias.to_owned(),
+            previous_version: was.unwrap_or(0),
+            ..event(EventKind::AliasDeleted, model)
+        };
+        self.record(removed, Change::removed("alias.delete", json!({"version": was}))).await
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) async fn versions_of(tx: &mut Connection, ids: &[(String, i64)]) -> R
         }
         let mut query = of_versions(
             "SELECT model, version, description, task, signature, parameters, digest, source, run, run_link, logged_model,
-                    stage, create_time, update_time, revision
+                    author, stage, create_time, update_time, revision
              FROM versions",
             some,
         );

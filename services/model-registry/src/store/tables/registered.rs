@@ -1,17 +1,21 @@
 //! What MLflow's clients do to registered models beyond [`Store`](crate::store::Store), compiled once for each database.
 
 use async_trait::async_trait;
+use serde_json::json;
 use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::reading::{
     find_model, model as model_named, version as version_numbered, versions_of, with_parts_of_models,
 };
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::{Connection, Db, IDS_AT_ONCE, Tables, event};
+use super::write::{Write, event};
+use super::{Db, IDS_AT_ONCE, Tables};
+use crate::audit::{Change, alias_resource};
 use crate::error::{Error, Result};
-use crate::model::{Event, EventKind, Micros, Model, Stage, Version};
+use crate::model::{Event, EventKind, Model, Stage, Version};
 use crate::names::{ModelName, VersionId};
 use crate::search::Attribute;
+use crate::store::Call;
 use crate::store::rows::{ModelRow, to_word};
 use crate::tracking::{Page, Registered, Search};
 
@@ -93,29 +97,12 @@ impl Registered for Tables {
         versions_of(&mut tx, &ids).await
     }
 
-    async fn describe(&self, now: Micros, model: &ModelName, version: Option<i64>, description: &str) -> Result<()> {
-        let mut write = self.write(now).await?;
-        let kind = match version {
-            None => {
-                model_named(&mut write.tx, model).await?;
-                let sql = "UPDATE models SET description = $1 WHERE name = $2";
-                query(sql).bind(description).bind(model.as_str()).execute(&mut *write.tx).await?;
-                EventKind::ModelUpdated
-            }
-            Some(number) => {
-                version_numbered(&mut write.tx, &VersionId { model: model.clone(), number }).await?;
-                let sql = "UPDATE versions SET description = $1 WHERE model = $2 AND version = $3";
-                query(sql).bind(description).bind(model.as_str()).bind(number).execute(&mut *write.tx).await?;
-                EventKind::VersionUpdated
-            }
-        };
-        write.record(Event { version: version.unwrap_or(0), ..event(kind, model) }).await?;
-        write.commit(()).await
-    }
-
-    async fn rename_model(&self, now: Micros, from: &ModelName, to: &ModelName) -> Result<Model> {
-        let mut write = self.write(now).await?;
-        model_named(&mut write.tx, from).await?;
+    async fn rename_model(&self, call: &Call, from: &ModelName, to: &ModelName) -> Result<Model> {
+        let mut write = self.write(call).await?;
+        let model = model_named(&mut write.tx, from).await?;
+        for alias in model.aliases.keys() {
+            write.must_not_be_protected(from, alias).await?;
+        }
         if find_model(&mut write.tx, to).await?.is_some() {
             return Err(Error::ModelExists(to.clone()));
         }
@@ -124,13 +111,16 @@ impl Registered for Tables {
             "INSERT INTO models (name, description, create_time, update_time, revision)
              SELECT $2, description, create_time, update_time, revision FROM models WHERE name = $1",
             "INSERT INTO versions (model, version, description, task, signature, parameters, digest, create_time, update_time,
-                                   revision, source, run, run_link, logged_model, stage)
+                                   revision, source, run, run_link, logged_model, author, stage)
              SELECT $2, version, description, task, signature, parameters, digest, create_time, update_time, revision, source,
-                    run, run_link, logged_model, stage
+                    run, run_link, logged_model, author, stage
              FROM versions WHERE model = $1",
             "UPDATE artifacts SET model = $2 WHERE model = $1",
             "UPDATE aliases SET model = $2 WHERE model = $1",
             "UPDATE tags SET model = $2 WHERE model = $1",
+            "UPDATE alias_rules SET model = $2 WHERE model = $1",
+            "UPDATE checks SET model = $2 WHERE model = $1",
+            "UPDATE approvals SET model = $2 WHERE model = $1",
             "DELETE FROM models WHERE name = $1 AND name <> $2",
             "INSERT INTO numbers (model, next_version) SELECT $2, next_version FROM numbers WHERE model = $1
              ON CONFLICT (model) DO UPDATE SET next_version =
@@ -139,15 +129,21 @@ impl Registered for Tables {
         ] {
             query(sql).bind(from.as_str()).bind(to.as_str()).execute(&mut *write.tx).await?;
         }
-        write.record(event(EventKind::ModelDeleted, from)).await?;
-        write.record(event(EventKind::ModelCreated, to)).await?;
+        let gone = Change::changed("model.rename", json!({"name": from}), json!({"name": to}));
+        write.record(event(EventKind::ModelDeleted, from), gone.clone()).await?;
+        write.record(event(EventKind::ModelCreated, to), gone).await?;
+        for (alias, version) in &model.aliases {
+            let at = json!({"version": version});
+            write.audit(alias_resource(from, alias), Change::removed("alias.delete", &at)).await?;
+            write.audit(alias_resource(to, alias), Change::made("alias.set", at)).await?;
+        }
         let renamed = model_named(&mut write.tx, to).await?;
         write.commit(renamed).await
     }
 
-    async fn move_to_stage(&self, now: Micros, of: &VersionId, stage: Stage, archive_others: bool) -> Result<Version> {
-        let mut write = self.write(now).await?;
-        version_numbered(&mut write.tx, of).await?;
+    async fn move_to_stage(&self, call: &Call, of: &VersionId, stage: Stage, archive_others: bool) -> Result<Version> {
+        let mut write = self.write(call).await?;
+        let before = version_numbered(&mut write.tx, of).await?.stage;
         if archive_others {
             let others: Vec<i64> =
                 query_scalar("SELECT version FROM versions WHERE model = $1 AND version <> $2 AND stage = $3")
@@ -157,26 +153,26 @@ impl Registered for Tables {
                     .fetch_all(&mut *write.tx)
                     .await?;
             for other in others {
-                set_stage(&mut write.tx, &VersionId { model: of.model.clone(), number: other }, Stage::Archived)
-                    .await?;
-                write.record(Event { version: other, ..event(EventKind::VersionUpdated, &of.model) }).await?;
+                write.set_stage(&VersionId { model: of.model.clone(), number: other }, stage, Stage::Archived).await?;
             }
         }
-        set_stage(&mut write.tx, of, stage).await?;
-        write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }).await?;
+        write.set_stage(of, before, stage).await?;
         let sql = "UPDATE models SET update_time = $1 WHERE name = $2";
-        query(sql).bind(now.0).bind(of.model.as_str()).execute(&mut *write.tx).await?;
+        query(sql).bind(call.now.0).bind(of.model.as_str()).execute(&mut *write.tx).await?;
         let version = version_numbered(&mut write.tx, of).await?;
         write.commit(version).await
     }
 }
 
-async fn set_stage(tx: &mut Connection, of: &VersionId, stage: Stage) -> Result<()> {
-    query("UPDATE versions SET stage = $1 WHERE model = $2 AND version = $3")
-        .bind(to_word(&stage)?)
-        .bind(of.model.as_str())
-        .bind(of.number)
-        .execute(&mut *tx)
-        .await?;
-    Ok(())
+impl Write {
+    async fn set_stage(&mut self, of: &VersionId, from: Stage, to: Stage) -> Result<()> {
+        query("UPDATE versions SET stage = $1 WHERE model = $2 AND version = $3")
+            .bind(to_word(&to)?)
+            .bind(of.model.as_str())
+            .bind(of.number)
+            .execute(&mut *self.tx)
+            .await?;
+        let moved = Change::changed("version.move_to_stage", json!({"stage": from}), json!({"stage": to}));
+        self.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }, moved).await
+    }
 }

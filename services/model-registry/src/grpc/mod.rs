@@ -1,6 +1,7 @@
-//! The gRPC service: convert in, one call, convert out.
+//! The gRPC services: convert in, one call, convert out.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,32 +10,43 @@ use metrics::counter;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use verdict_api::registry as api;
+use verdict_api::registry::audit_service_server::AuditServiceServer;
 use verdict_api::registry::download_artifact_response::Part as Downloaded;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
+use verdict_api::registry::protection_service_server::ProtectionServiceServer;
 use verdict_api::registry::upload_artifact_request::Part as Uploaded;
 
+use crate::artifacts::spool::Spool;
 use crate::artifacts::{ArtifactStore, Body, Direction, MAX_CHUNK, checked};
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::feed::Feed;
 use crate::metrics::ARTIFACT_BYTES;
-use crate::model::{Artifact, Micros};
+use crate::model::Artifact;
 use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
-use crate::store::Store;
+use crate::store::{Call, Everything};
+
+mod audit;
+mod protection;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
 /// What the calls work on.
 pub(crate) struct Registry {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Everything>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
+    pub(crate) spool: Spool,
     pub(crate) feed: Arc<Feed>,
 }
 
-/// The routes of the service; callers may send messages of at most `max_message_bytes`.
+/// The routes of the services; callers may send messages of at most `max_message_bytes`.
 pub(crate) fn routes(registry: Registry, max_message_bytes: usize) -> Routes {
-    let server = ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes);
-    Routes::new(server)
+    let (store, feed) = (registry.store.clone(), registry.feed.clone());
+    let log = audit::Log { store: store.clone() };
+    let guard = protection::Guard { store, feed };
+    Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
+        .add_service(AuditServiceServer::new(log).max_decoding_message_size(max_message_bytes))
+        .add_service(ProtectionServiceServer::new(guard).max_decoding_message_size(max_message_bytes))
 }
 
 impl Registry {
@@ -64,13 +76,20 @@ impl ModelRegistryService for Registry {
         let size = convert::page_size(page_size)?;
         let after = convert::after(&page_token, |name| ModelName::parse("page_token", name).ok())?;
         let found = self.store.models(after.as_ref(), size + 1).await?;
-        let (models, next_page_token) = page(found, size, |model| model.name.to_string());
+        let (models, next_page_token) = page_of(found, size, |model| model.name.to_string());
         Ok(Response::new(api::ListModelsResponse { models, next_page_token }))
     }
 
+    async fn update_model(&self, request: Request<api::UpdateModelRequest>) -> Answer<api::UpdateModelResponse> {
+        let (call, update) = convert::model_update(request.into_inner())?;
+        self.store.update(&call, &update).await?;
+        let model = self.store.model(&update.model).await?;
+        self.changed(api::UpdateModelResponse { model: Some(model.into()) })
+    }
+
     async fn delete_model(&self, request: Request<api::DeleteModelRequest>) -> Answer<api::DeleteModelResponse> {
-        let api::DeleteModelRequest { name, force, request_id } = request.into_inner();
-        let (name, call) = (ModelName::parse("name", &name)?, convert::call(request_id)?);
+        let api::DeleteModelRequest { name, force, request_id, etag, validate_only } = request.into_inner();
+        let (name, call) = (ModelName::parse("name", &name)?, convert::call(request_id, etag, validate_only)?);
         self.store.delete_model(&call, &name, force).await?;
         self.changed(api::DeleteModelResponse {})
     }
@@ -89,21 +108,33 @@ impl ModelRegistryService for Registry {
         let Some(Uploaded::Header(header)) = parts.message().await?.and_then(|message| message.part) else {
             return Err(Error::invalid("INVALID_UPLOAD", "header", "must be the first message").into());
         };
-        let (id, artifact) = convert::upload_header(header)?;
+        let (id, artifact, offset) = convert::upload_header(header)?;
         // Asked before the bytes come, so that nobody sends 64 GiB in vain; asked again when they are there.
         self.store.version(&Reference::Number(id.clone())).await?.must_accept(&artifact)?;
-        let body = checked(uploaded(parts), artifact.clone(), Direction::In);
-        self.artifacts.keep(&artifact, body).await?;
-        self.store.add_artifact(Micros::now(), &id, &artifact).await?;
+        let spooled = self.spool.take(&id, &artifact, offset, uploaded(parts)).await?;
+        self.artifacts.keep_file(&artifact, spooled.path()).await?;
+        self.store.add_artifact(&Call::now(), &id, &artifact).await?;
+        spooled.remove().await;
         self.changed(api::UploadArtifactResponse { artifact: Some(artifact.into()) })
+    }
+
+    async fn get_upload(&self, request: Request<api::GetUploadRequest>) -> Answer<api::GetUploadResponse> {
+        let api::GetUploadRequest { model, version, artifact } = request.into_inner();
+        let id = VersionId::parse(&model, version)?;
+        let artifact = convert::artifact("artifact", artifact)?;
+        let version = self.store.version(&Reference::Number(id.clone())).await?;
+        let complete = version.artifacts.contains(&artifact);
+        let received = if complete { 0 } else { self.spool.received(&id, &artifact).await? };
+        let received = i64::try_from(received).map_err(anyhow::Error::from).map_err(Error::from)?;
+        Ok(Response::new(api::GetUploadResponse { received, complete }))
     }
 
     async fn finalize_version(
         &self,
         request: Request<api::FinalizeVersionRequest>,
     ) -> Answer<api::FinalizeVersionResponse> {
-        let api::FinalizeVersionRequest { model, version, request_id } = request.into_inner();
-        let (id, call) = (VersionId::parse(&model, version)?, convert::call(request_id)?);
+        let api::FinalizeVersionRequest { model, version, request_id, etag, validate_only } = request.into_inner();
+        let (id, call) = (VersionId::parse(&model, version)?, convert::call(request_id, etag, validate_only)?);
         let version = self.store.finalize(&call, &id).await?;
         self.changed(api::FinalizeVersionResponse { version: Some(version.into()) })
     }
@@ -121,14 +152,22 @@ impl ModelRegistryService for Registry {
         let number = |text: &str| text.parse().ok().filter(|number| *number >= 1);
         let below = convert::after(&page_token, number)?;
         let found = self.store.versions(&model, below, size + 1).await?;
-        let (versions, next_page_token) = page(found, size, |version| version.id.number.to_string());
+        let (versions, next_page_token) = page_of(found, size, |version| version.id.number.to_string());
         Ok(Response::new(api::ListVersionsResponse { versions, next_page_token }))
     }
 
+    async fn update_version(&self, request: Request<api::UpdateVersionRequest>) -> Answer<api::UpdateVersionResponse> {
+        let (call, update) = convert::version_update(request.into_inner())?;
+        self.store.update(&call, &update).await?;
+        let of = VersionId { model: update.model, number: update.version.unwrap_or_default() };
+        let version = self.store.version(&Reference::Number(of)).await?;
+        self.changed(api::UpdateVersionResponse { version: Some(version.into()) })
+    }
+
     async fn delete_version(&self, request: Request<api::DeleteVersionRequest>) -> Answer<api::DeleteVersionResponse> {
-        let api::DeleteVersionRequest { model, version, request_id } = request.into_inner();
-        let (id, call) = (VersionId::parse(&model, version)?, convert::call(request_id)?);
-        self.store.delete_version(&call, &id).await?;
+        let api::DeleteVersionRequest { model, version, request_id, etag, validate_only } = request.into_inner();
+        let (id, call) = (VersionId::parse(&model, version)?, convert::call(request_id, etag, validate_only)?);
+        self.store.delete_version(&call, &id, false).await?;
         self.changed(api::DeleteVersionResponse {})
     }
 
@@ -138,21 +177,26 @@ impl ModelRegistryService for Registry {
         &self,
         request: Request<api::DownloadArtifactRequest>,
     ) -> Answer<Self::DownloadArtifactStream> {
-        let api::DownloadArtifactRequest { model, version, path, offset } = request.into_inner();
+        let api::DownloadArtifactRequest { model, version, path, offset, length } = request.into_inner();
         let id = VersionId::parse(&model, version)?;
         let path = ArtifactPath::parse("path", &path)?;
         let version = self.store.version(&Reference::Number(id)).await?;
         let artifact = version.artifact(&path)?.clone();
-        let offset = offset_within(&artifact, offset)?;
-        let body = self.artifacts.open(&artifact, offset).await?;
+        let range = range_within(&artifact, offset, length)?;
+        let is_whole = range == (0..artifact.size);
+        let body = self.artifacts.open(&artifact, range.start).await?;
         // Only a whole file can be checked here; who resumes has the first part, and the SHA-256 from the header.
-        let body = if offset == 0 { checked(body, artifact.clone(), Direction::Out) } else { body };
-        let header = stream::once(async { Ok(Downloaded::Header(artifact.into())) });
+        let body = match is_whole {
+            true => checked(body, artifact.clone(), Direction::Out),
+            false => limited(body, range.end - range.start),
+        };
+        let header = api::DownloadArtifactResponse { part: Some(Downloaded::Header(artifact.into())), crc32c: None };
         let chunks = body.map_ok(|bytes| {
             counter!(ARTIFACT_BYTES, "direction" => "out").increment(bytes.len() as u64);
-            Downloaded::Chunk(bytes.into())
+            let crc32c = Some(crc32c::crc32c(&bytes));
+            api::DownloadArtifactResponse { part: Some(Downloaded::Chunk(bytes.into())), crc32c }
         });
-        let parts = header.chain(chunks).map_ok(|part| api::DownloadArtifactResponse { part: Some(part) });
+        let parts = stream::once(async { Ok(header) }).chain(chunks);
         Ok(Response::new(parts.map_err(Status::from).boxed()))
     }
 
@@ -201,7 +245,7 @@ impl ModelRegistryService for Registry {
 }
 
 /// Cuts what was found to one page; `found` holds one more where there is a next page.
-fn page<T, P: From<T>>(mut found: Vec<T>, size: u32, key: impl Fn(&T) -> String) -> (Vec<P>, String) {
+fn page_of<T, P: From<T>>(mut found: Vec<T>, size: u32, key: impl Fn(&T) -> String) -> (Vec<P>, String) {
     let size = size as usize;
     let mut next = String::new();
     if found.len() > size {
@@ -215,29 +259,49 @@ fn page<T, P: From<T>>(mut found: Vec<T>, size: u32, key: impl Fn(&T) -> String)
 fn uploaded(parts: Streaming<api::UploadArtifactRequest>) -> Body<'static> {
     let chunks = stream::try_unfold(parts, |mut parts| async move {
         let message = parts.message().await.map_err(|status| Error::BrokenOff(Box::new(status)))?;
-        match message.map(|message| message.part) {
-            None => Ok(None),
-            Some(Some(Uploaded::Chunk(bytes))) if bytes.len() <= MAX_CHUNK => {
-                counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
-                Ok(Some((bytes.into(), parts)))
-            }
-            Some(Some(Uploaded::Chunk(bytes))) => {
-                let problem = format!("has {} bytes, at most {MAX_CHUNK} are allowed", bytes.len());
-                Err(Error::invalid("INVALID_UPLOAD", "chunk", problem))
-            }
-            Some(_) => Err(Error::invalid("INVALID_UPLOAD", "chunk", "must be in every message after the first")),
+        let Some(api::UploadArtifactRequest { part, crc32c }) = message else { return Ok(None) };
+        let Some(Uploaded::Chunk(bytes)) = part else {
+            return Err(Error::invalid("INVALID_UPLOAD", "chunk", "must be in every message after the first"));
+        };
+        if bytes.len() > MAX_CHUNK {
+            let problem = format!("has {} bytes, at most {MAX_CHUNK} are allowed", bytes.len());
+            return Err(Error::invalid("INVALID_UPLOAD", "chunk", problem));
         }
+        if crc32c.is_some_and(|announced| announced != crc32c::crc32c(&bytes)) {
+            let message = "a chunk has another CRC-32C than its message says; send it again".to_owned();
+            return Err(Error::DataLoss { reason: "CHUNK_MISMATCH", message });
+        }
+        counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
+        Ok(Some((bytes.into(), parts)))
     });
     chunks.boxed()
 }
 
-fn offset_within(artifact: &Artifact, offset: i64) -> Result<u64> {
-    let Ok(offset) = u64::try_from(offset) else {
-        return Err(Error::invalid("INVALID_OFFSET", "offset", "must be 0 or more"));
+/// The bytes a caller asks for; all from `offset` on when `length` is 0.
+fn range_within(artifact: &Artifact, offset: i64, length: i64) -> Result<Range<u64>> {
+    let natural = |field: &str, value: i64| {
+        u64::try_from(value).map_err(|_| Error::invalid("INVALID_OFFSET", field, "must be 0 or more"))
     };
-    if offset > artifact.size {
-        let message = format!("`offset` is {offset}, but `{}` has {} bytes", artifact.path, artifact.size);
+    let (start, length) = (natural("offset", offset)?, natural("length", length)?);
+    let end = if length == 0 { artifact.size.max(start) } else { start.saturating_add(length) };
+    if end > artifact.size {
+        let message =
+            format!("`offset` and `length` reach to {end}, but `{}` has {} bytes", artifact.path, artifact.size);
         return Err(Error::OutOfRange { reason: "OFFSET_PAST_END", message });
     }
-    Ok(offset)
+    Ok(start..end)
+}
+
+/// Ends after so many bytes.
+fn limited(body: Body<'static>, bytes: u64) -> Body<'static> {
+    let limited = stream::try_unfold((body, bytes), |(mut body, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let Some(mut bytes) = body.try_next().await? else { return Ok(None) };
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        let left = left - bytes.len() as u64;
+        Ok(Some((bytes, (body, left))))
+    });
+    limited.boxed()
 }
