@@ -6,6 +6,7 @@ const PROTOS: &[&str] = &[
     "verdict/events/v1/events.proto",
     "verdict/registry/v1/registry.proto",
     "verdict/registry/v1/audit.proto",
+    "verdict/registry/v1/lineage.proto",
     "verdict/registry/v1/protection.proto",
     "verdict/predict/v1/predict.proto",
     "verdict/predict/v1/decision.proto",

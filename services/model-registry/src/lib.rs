@@ -8,7 +8,9 @@
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use verdict_api::registry::{audit_service_server, model_registry_service_server, protection_service_server};
+use verdict_api::registry::{
+    audit_service_server, lineage_service_server, model_registry_service_server, protection_service_server,
+};
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
@@ -22,6 +24,7 @@ mod convert;
 pub mod error;
 mod feed;
 mod grpc;
+pub mod lineage;
 pub mod metrics;
 mod mlflow;
 pub mod model;
@@ -36,9 +39,10 @@ pub mod tracking;
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 3] = [
+pub const SERVICES: [&str; 4] = [
     model_registry_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
+    lineage_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
 ];
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use model_registry::audit::{self, Anchor, Verified};
 use model_registry::config::{DatabaseConfig, DatabaseUrl};
 use model_registry::model::Task;
 use model_registry::publish::{Publication, publish, signature_from_json};
@@ -32,10 +33,22 @@ enum Command {
     Serve(Box<Config>),
     /// Bring the tables of the database up to date.
     Migrate(DatabaseConfig),
+    /// Follow the audit log's chain of hashes and say whether it is what was written.
+    VerifyAudit(VerifyAuditArgs),
     /// Print every setting, its value and where it comes from.
     Config(Box<Config>),
     /// Put a directory into a registry as a new version of a model.
     Publish(PublishArgs),
+}
+
+#[derive(clap::Args)]
+struct VerifyAuditArgs {
+    #[command(flatten)]
+    database: DatabaseConfig,
+    /// Begin after this entry, which must have this hash: SEQUENCE:HASH, as an earlier run has printed it. What was changed
+    /// before it is not looked at.
+    #[arg(long, value_parser = anchor)]
+    anchor: Option<Anchor>,
 }
 
 #[derive(clap::Args)]
@@ -79,6 +92,7 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve(config) => serve(*config).await,
             Command::Migrate(database) => migrate(database).await,
+            Command::VerifyAudit(args) => verify_audit(args).await,
             Command::Config(_) => print_config(&matches),
             Command::Publish(args) => publish_directory(args).await,
         }
@@ -101,6 +115,34 @@ async fn migrate(database: DatabaseConfig) -> anyhow::Result<()> {
     println!("the tables of {url} are up to date");
     telemetry.flush(Duration::from_secs(3)).await;
     Ok(())
+}
+
+async fn verify_audit(args: VerifyAuditArgs) -> anyhow::Result<()> {
+    let VerifyAuditArgs { database, anchor } = args;
+    let url = database.url();
+    if let DatabaseUrl::Sqlite(path) = &url {
+        anyhow::ensure!(path.exists(), "there is no database at {url}");
+    }
+    let store = store::open(&url, 2, false).await?;
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} entries, {eta} left")?);
+    let progress = |done: u64, of: u64| {
+        bar.set_length(of);
+        bar.set_position(done);
+    };
+    let Verified { to, end, broken } = audit::verify(&*store, anchor.unwrap_or_default(), u64::MAX, progress).await?;
+    bar.finish_and_clear();
+    if let Some((sequence, problem)) = broken {
+        anyhow::bail!("the audit log is broken at entry {sequence}: {problem}; the log has {} entries", end.sequence);
+    }
+    println!("intact; note this anchor outside of the database: {}:{}", to.sequence, to.hash);
+    Ok(())
+}
+
+fn anchor(text: &str) -> Result<Anchor, String> {
+    let (sequence, hash) = text.split_once(':').ok_or("must be SEQUENCE:HASH")?;
+    let sequence = sequence.parse().ok().filter(|sequence| *sequence > 0).ok_or("SEQUENCE must be 1 or more")?;
+    Ok(Anchor { sequence, hash: hash.to_owned() })
 }
 
 fn print_config(matches: &clap::ArgMatches) -> anyhow::Result<()> {

@@ -146,7 +146,7 @@ impl Sha256Hex {
 }
 
 /// One version of one model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct VersionId {
     pub model: ModelName,
     /// Starts at 1.

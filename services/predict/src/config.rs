@@ -21,6 +21,9 @@ pub struct Config {
     /// The model registry
     #[arg(long, env = "REGISTRY_URL", default_value = "http://127.0.0.1:50051")]
     pub registry_url: String,
+    /// Name of this deployment in the registry's lineage, its own for each process [default: host name and port]
+    #[arg(long, env = "PREDICT_DEPLOYMENT")]
+    pub deployment: Option<String>,
     /// Folder of the model cache and, by default, of the decision log
     #[arg(long, env = "PREDICT_DATA_DIR", default_value = ".verdict/predict")]
     pub data_dir: PathBuf,
@@ -58,6 +61,7 @@ impl Default for Config {
             admin_listen: SocketAddr::from(([127, 0, 0, 1], 9102)),
             models: Vec::new(),
             registry_url: "http://127.0.0.1:50051".to_owned(),
+            deployment: None,
             data_dir: PathBuf::from(".verdict/predict"),
             database_url: None,
             queue_size: 4096,

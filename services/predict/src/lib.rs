@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`follow`], [`catalog`], [`registry`], [`cache`] | which version serves, and how it comes here, verified |
+//! | [`deployment`] | tells the registry what serves here |
 //! | [`model`] | a loaded version: [`text`] (embedding, reranking), [`generate`], [`tabular`] |
 //! | [`batch`], [`cut`] | the bounded queue in front of every engine, and where a batch ends |
 //! | [`schema`], [`policy`], [`decide`], [`decision`], [`log`] | from named features to a recorded decision |
@@ -16,6 +17,7 @@ pub mod convert;
 pub mod cut;
 pub mod decide;
 pub mod decision;
+pub mod deployment;
 pub mod error;
 pub mod follow;
 pub mod generate;
@@ -41,7 +43,8 @@ use verdict_chassis::{client, health::Health, server, server::Listeners};
 
 pub use crate::config::Config;
 use crate::{
-    cache::Cache, catalog::Catalog, decide::Decider, follow::Follower, log::writer::Writer, registry::Registry,
+    cache::Cache, catalog::Catalog, decide::Decider, deployment::Reporter, follow::Follower, log::writer::Writer,
+    registry::Registry,
 };
 
 /// The services of this process, by their full names; both are ready when every configured model is warm.
@@ -50,12 +53,19 @@ pub const SERVICES: [&str; 2] = ["verdict.predict.v1.PredictService", "verdict.p
 /// How long stopping waits for work of its own, after the last call ended.
 const LAST_WORK: Duration = Duration::from_secs(5);
 
+/// Names this process apart from all others that are known by the same registry.
+fn deployment_name(port: u16) -> String {
+    let host = std::env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
+    format!("{}:{port}", host.unwrap_or_else(|| "localhost".to_owned()))
+}
+
 /// Serves until `stop`. Returns when calls in flight have ended, or were cut after the drain's grace.
 pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) -> anyhow::Result<()> {
     metrics::describe();
     let cache = Arc::new(Cache::open(config.data_dir.join("cache"))?);
     let log = log::open(config.database_url.as_deref(), &config.data_dir.join("decisions.db")).await?;
-    let registry = Registry::new(client::connect(&config.registry_url).context("--registry-url, REGISTRY_URL")?);
+    let channel = client::connect(&config.registry_url).context("--registry-url, REGISTRY_URL")?;
+    let registry = Registry::new(channel.clone());
     let health = Health::new(&SERVICES);
     let catalog = Arc::new(Catalog::new(&config.models));
     if config.models.is_empty() {
@@ -68,6 +78,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let sizing = config.sizing();
     let following = stop.child_token();
     Follower { catalog: catalog.clone(), cache, registry, sizing, health: health.clone() }.start(&tasks, &following);
+
+    let name = config.deployment.clone().unwrap_or_else(|| deployment_name(listeners.grpc_addr().port()));
+    tasks.spawn(Reporter { catalog: catalog.clone(), channel, name }.run(following.clone()));
 
     let decider = Arc::new(Decider::new(log, writer));
     let routes = grpc::routes(catalog, decider, config.server.max_message_bytes);

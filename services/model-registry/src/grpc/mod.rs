@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use verdict_api::registry as api;
 use verdict_api::registry::audit_service_server::AuditServiceServer;
 use verdict_api::registry::download_artifact_response::Part as Downloaded;
+use verdict_api::registry::lineage_service_server::LineageServiceServer;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
 use verdict_api::registry::protection_service_server::ProtectionServiceServer;
 use verdict_api::registry::upload_artifact_request::Part as Uploaded;
@@ -27,6 +28,7 @@ use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
 use crate::store::{Call, Everything};
 
 mod audit;
+mod lineage;
 mod protection;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -43,9 +45,11 @@ pub(crate) struct Registry {
 pub(crate) fn routes(registry: Registry, max_message_bytes: usize) -> Routes {
     let (store, feed) = (registry.store.clone(), registry.feed.clone());
     let log = audit::Log { store: store.clone() };
+    let trail = lineage::Trail { store: store.clone() };
     let guard = protection::Guard { store, feed };
     Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
         .add_service(AuditServiceServer::new(log).max_decoding_message_size(max_message_bytes))
+        .add_service(LineageServiceServer::new(trail).max_decoding_message_size(max_message_bytes))
         .add_service(ProtectionServiceServer::new(guard).max_decoding_message_size(max_message_bytes))
 }
 

@@ -15,13 +15,14 @@ use verdict_chassis::context;
 use crate::audit::Audit;
 use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
+use crate::lineage::Lineage;
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
 use crate::protection::Protection;
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
 
 pub mod postgres;
-mod rows;
+pub(crate) mod rows;
 pub mod sqlite;
 
 /// How long answers are remembered by their request id. Retries come within minutes.
@@ -100,9 +101,15 @@ pub trait Store: Send + Sync {
 }
 
 /// All that a database keeps.
-pub trait Everything: Store + Audit + Protection + Experiments + Runs + LoggedModels + Registered + Files {}
+pub trait Everything:
+    Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files
+{
+}
 
-impl<T: Store + Audit + Protection + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
+impl<T: Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files> Everything
+    for T
+{
+}
 
 /// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
 pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Everything>> {

@@ -155,7 +155,7 @@ pub(super) fn from_json<T: DeserializeOwned>(text: &str) -> Result<T> {
 }
 
 /// The one word an enumeration's value is stored as.
-pub(super) fn to_word(value: &impl Serialize) -> Result<String> {
+pub(crate) fn to_word(value: &impl Serialize) -> Result<String> {
     match serde_json::to_value(value).map_err(anyhow::Error::from)? {
         serde_json::Value::String(word) => Ok(word),
         other => Err(anyhow::anyhow!("`{other}` is not one word").into()),

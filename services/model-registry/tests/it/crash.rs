@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use verdict_api::registry::audit_service_client::AuditServiceClient;
 use verdict_api::registry::{
-    CreateVersionRequest, GetModelRequest, GetUploadRequest, ListVersionsRequest, VersionStatus,
+    CreateVersionRequest, FinalizeVersionRequest, GetAliasAtRequest, GetModelRequest, GetUploadRequest,
+    ListVersionsRequest, SetAliasRequest, VerifyAuditRequest, VersionStatus,
 };
 use verdict_chassis::client;
 use verdict_testkit::net::send;
@@ -171,6 +173,87 @@ async fn killed_among_many_writes_it_keeps_every_acknowledged_one() {
         assert_eq!(model.latest_version, acknowledged + 1);
     }
     assert!(child.terminate(PATIENCE).await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_among_finalized_versions_and_moves_of_an_alias_it_keeps_every_acknowledged_one() {
+    let (data, listen) = (tempfile::tempdir().unwrap(), local());
+    let (mut child, registry) = start(data.path(), listen).await;
+    let create = verdict_api::registry::CreateModelRequest { name: "m".into(), ..Default::default() };
+    registry.clone().create_model(create).await.unwrap();
+    // How far it has come: versions finalized, moves of the alias acknowledged.
+    let publishing = async |mut registry: Client| {
+        let (mut finalized, mut moved) = (0, 0);
+        loop {
+            let number = finalized + 1;
+            let bytes = number.to_string().into_bytes();
+            let sent = parts("m", number, artifact("w", &bytes), &bytes);
+            let publish = async {
+                registry.create_version(version_of("m")).await?;
+                registry.upload_artifact(futures::stream::iter(sent)).await?;
+                let finalize = FinalizeVersionRequest { model: "m".into(), version: number, ..Default::default() };
+                registry.finalize_version(finalize).await?;
+                finalized = number;
+                let expected_version = Some(number - 1);
+                let set = SetAliasRequest {
+                    model: "m".into(),
+                    alias: "champion".into(),
+                    version: number,
+                    expected_version,
+                    ..Default::default()
+                };
+                registry.set_alias(set).await?;
+                moved = number;
+                Ok::<_, tonic::Status>(())
+            };
+            if publish.await.is_err() {
+                return (finalized, moved);
+            }
+        }
+    };
+    let killing = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        child.kill();
+    };
+    let ((finalized, moved), ()) = tokio::join!(publishing(registry), killing);
+    assert!(moved > 0, "the alias was moved before the kill");
+
+    let (mut child, mut registry) = start(data.path(), listen).await;
+    let get = GetModelRequest { name: "m".into() };
+    let model = registry.get_model(get).await.unwrap().into_inner().model.unwrap();
+    let at = model.aliases["champion"];
+    assert!([moved, moved + 1].contains(&at), "champion is at {at}, {moved} were acknowledged");
+    let list = ListVersionsRequest { model: "m".into(), page_size: 1000, page_token: String::new() };
+    for version in registry.list_versions(list).await.unwrap().into_inner().versions {
+        let is_ready = version.status() == VersionStatus::Ready;
+        assert!(is_ready || version.version > finalized, "version {} was finalized", version.version);
+        let bytes = version.version.to_string();
+        let digest = sha256(format!("w\n{}\n{}\n", bytes.len(), sha256(bytes.as_bytes())).as_bytes());
+        assert!(!is_ready || version.digest == format!("sha256:{digest}"), "{version:?}");
+    }
+    let mut log = AuditServiceClient::new(client::connect(&format!("http://{listen}")).unwrap());
+    let verified = log.verify_audit(VerifyAuditRequest::default()).await.unwrap().into_inner();
+    assert!(verified.intact, "{verified:?}");
+    let get = GetAliasAtRequest { model: "m".into(), alias: "champion".into(), time: None };
+    assert_eq!(log.get_alias_at(get).await.unwrap().into_inner().version, at);
+    assert!(child.terminate(PATIENCE).await.success());
+
+    // The log can be verified without a server, and a changed one is found out.
+    let verify = |anchor: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_model-registry"));
+        command.arg("verify-audit").env("MODEL_REGISTRY_DATA_DIR", data.path());
+        if !anchor.is_empty() {
+            command.args(["--anchor", anchor]);
+        }
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (is_intact, told) = verify("");
+    assert!(is_intact, "{told}");
+    let anchor = told.trim().rsplit(' ').next().unwrap().to_owned();
+    assert_eq!(anchor, format!("{}:{}", verified.end.as_ref().unwrap().sequence, verified.end.as_ref().unwrap().hash));
+    assert!(verify(&anchor).0);
+    assert!(!verify(&format!("1:{}", "0".repeat(64))).0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

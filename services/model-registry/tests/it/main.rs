@@ -6,6 +6,7 @@ mod auditing;
 mod clients;
 mod conformance;
 mod crash;
+mod lineage;
 mod mlflow;
 mod process;
 mod publishing;

@@ -13,7 +13,7 @@ use tonic::Code;
 use tonic_health::pb::health_check_response::ServingStatus;
 use verdict_api::{
     predict::{DecideRequest, PredictRequest, Row, Rows, ServedModelState, predict_request::Input},
-    registry::{Task, Version},
+    registry::{DeploymentState, ListDeploymentsRequest, Task, Version, lineage_service_client::LineageServiceClient},
 };
 use verdict_chassis::status;
 
@@ -264,4 +264,27 @@ async fn nothing_configured_is_ready_and_says_so() {
 fn overwrite(path: &std::path::Path, bytes: &[u8]) {
     fs::remove_file(path).unwrap();
     fs::write(path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_registry_knows_what_serves_here_until_it_stops() {
+    let registry = Registry::start().await;
+    registry.publish_credit_risk(1, Some("champion")).await;
+    let second = registry.publish_credit_risk(2, None).await;
+    let (predict, _dir) = Predict::warm(&registry, &[MODEL]).await;
+    let lineage = LineageServiceClient::new(registry.channel());
+    let listed = async || {
+        let list = ListDeploymentsRequest { model: "credit-risk".into(), include_ended: true, ..Default::default() };
+        let found = lineage.clone().list_deployments(list).await.unwrap().into_inner().deployments;
+        found.into_iter().map(|it| (it.version, it.state(), it.digest, it.reference)).collect::<Vec<_>>()
+    };
+    predict.wait("version 1 is reported", async || listed().await.len() == 1).await;
+    registry.point("credit-risk", "champion", second.version).await;
+    predict.wait("version 2 is reported", async || listed().await.len() == 2).await;
+    let told = listed().await;
+    assert_eq!(told[0], (2, DeploymentState::Serving, second.digest, MODEL.to_owned()));
+    assert_eq!((told[1].0, told[1].1), (1, DeploymentState::Ended));
+    predict.stop().await;
+    assert_eq!(listed().await[0].1, DeploymentState::Ended);
+    registry.stop().await;
 }

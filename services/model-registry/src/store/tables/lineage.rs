@@ -1,0 +1,160 @@
+//! Deployments, and the versions around a version.
+
+use async_trait::async_trait;
+use sqlx::{QueryBuilder, query, query_as};
+
+use super::reading::{version, versions_of};
+use super::{Db, IDS_AT_ONCE, Tables};
+use crate::error::Result;
+use crate::lineage::{Deployment, Filter, Lineage, Report, Serving};
+use crate::model::{Micros, Version};
+use crate::names::{ModelName, VersionId};
+
+const DEPLOYMENT: &str =
+    "SELECT deployment, reference, start_time, model, version, digest, seen_time, expire_time, end_time FROM ";
+
+#[derive(sqlx::FromRow)]
+struct DeploymentRow {
+    deployment: String,
+    reference: String,
+    start_time: i64,
+    model: String,
+    version: i64,
+    digest: String,
+    seen_time: i64,
+    expire_time: i64,
+    end_time: Option<i64>,
+}
+
+impl From<DeploymentRow> for Deployment {
+    fn from(row: DeploymentRow) -> Self {
+        let DeploymentRow {
+            deployment,
+            reference,
+            start_time,
+            model,
+            version,
+            digest,
+            seen_time,
+            expire_time,
+            end_time,
+        } = row;
+        let version = VersionId { model: ModelName::stored(model), number: version };
+        Self {
+            deployment,
+            serving: Serving { reference, version, digest },
+            start: Micros(start_time),
+            seen: Micros(seen_time),
+            expires: Micros(expire_time),
+            end: end_time.map(Micros),
+        }
+    }
+}
+
+#[async_trait]
+impl Lineage for Tables {
+    async fn report_deployment(&self, now: Micros, report: &Report) -> Result<()> {
+        let Report { deployment, serving, expires } = report;
+        let mut tx = self.begin_write().await?;
+        let mut open = QueryBuilder::<Db>::new(DEPLOYMENT);
+        open.push("deployments WHERE end_time IS NULL AND deployment = ").push_bind(deployment);
+        let open: Vec<DeploymentRow> = open.build_query_as().fetch_all(&mut *tx).await?;
+        let mut new = serving.clone();
+        for before in open.into_iter().map(Deployment::from) {
+            let goes_on = new.remove(&before.serving);
+            // What was lost in between has ended when it was given up.
+            let end = (!goes_on).then(|| now.min(before.expires).0);
+            query(
+                "UPDATE deployments SET seen_time = CASE WHEN $1 IS NULL THEN $2 ELSE seen_time END,
+                        expire_time = CASE WHEN $1 IS NULL THEN $3 ELSE expire_time END, end_time = $1
+                 WHERE deployment = $4 AND reference = $5 AND start_time = $6",
+            )
+            .bind(end)
+            .bind(now.0)
+            .bind(expires.0)
+            .bind(deployment)
+            .bind(&before.serving.reference)
+            .bind(before.start.0)
+            .execute(&mut *tx)
+            .await?;
+        }
+        for Serving { reference, version, digest } in &new {
+            query(
+                "INSERT INTO deployments
+                     (deployment, reference, start_time, model, version, digest, seen_time, expire_time)
+                 VALUES ($1, $2, $3, $4, $5, $6, $3, $7) ON CONFLICT DO NOTHING",
+            )
+            .bind(deployment)
+            .bind(reference)
+            .bind(now.0)
+            .bind(version.model.as_str())
+            .bind(version.number)
+            .bind(digest)
+            .bind(expires.0)
+            .execute(&mut *tx)
+            .await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn deployments(&self, filter: &Filter, limit: u32) -> Result<Vec<Deployment>> {
+        let Filter { model, include_ended, offset } = filter;
+        let mut query = QueryBuilder::<Db>::new(DEPLOYMENT);
+        query.push("deployments WHERE 1 = 1");
+        if let Some(model) = model {
+            query.push(" AND model = ").push_bind(model.as_str());
+        }
+        if !include_ended {
+            query.push(" AND end_time IS NULL");
+        }
+        query.push(" ORDER BY start_time DESC, deployment, reference LIMIT ").push_bind(i64::from(limit));
+        query.push(" OFFSET ").push_bind(*offset);
+        let rows: Vec<DeploymentRow> = query.build_query_as().fetch_all(self.reader()).await?;
+        Ok(rows.into_iter().map(Deployment::from).collect())
+    }
+
+    async fn deployments_of(&self, versions: &[VersionId], limit: u32) -> Result<Vec<Deployment>> {
+        let mut found = Vec::new();
+        for some in versions.chunks(IDS_AT_ONCE) {
+            let mut query = QueryBuilder::<Db>::new(DEPLOYMENT);
+            query.push(
+                "(SELECT *, ROW_NUMBER() OVER (PARTITION BY model, version ORDER BY start_time DESC) AS place
+                  FROM deployments WHERE (model, version) IN (VALUES ",
+            );
+            let mut list = query.separated(", ");
+            for VersionId { model, number } in some {
+                list.push("(").push_bind_unseparated(model.as_str());
+                list.push_unseparated(", ").push_bind_unseparated(*number).push_unseparated(")");
+            }
+            query.push(")) AS newest WHERE place <= ").push_bind(i64::from(limit));
+            query.push(" ORDER BY start_time DESC, deployment, reference");
+            let rows: Vec<DeploymentRow> = query.build_query_as().fetch_all(self.reader()).await?;
+            found.extend(rows.into_iter().map(Deployment::from));
+        }
+        Ok(found)
+    }
+
+    async fn versions_of_run(&self, run: &str) -> Result<Vec<Version>> {
+        let mut tx = self.read().await?;
+        let ids: Vec<(String, i64)> =
+            query_as("SELECT model, version FROM versions WHERE run = $1 ORDER BY model, version LIMIT 1000")
+                .bind(run)
+                .fetch_all(&mut *tx)
+                .await?;
+        versions_of(&mut tx, &ids).await
+    }
+
+    async fn copies(&self, of: &VersionId) -> Result<Vec<Version>> {
+        let mut tx = self.read().await?;
+        let itself = version(&mut tx, of).await?;
+        let ids: Vec<(String, i64)> =
+            query_as("SELECT model, version FROM versions WHERE source = $1 ORDER BY model, version LIMIT 999")
+                .bind(format!("models:/{of}"))
+                .fetch_all(&mut *tx)
+                .await?;
+        let mut all = vec![itself];
+        all.extend(versions_of(&mut tx, &ids).await?);
+        Ok(all)
+    }
+}
