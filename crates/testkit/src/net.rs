@@ -1,5 +1,6 @@
 //! Ports, and the plainest HTTP client there is.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,26 +18,57 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound address").port()
 }
 
-/// Sends one HTTP request over a connection of its own and returns status and body; gives up after 30 seconds.
-pub async fn send(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+/// What an HTTP server answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+/// Sends one HTTP request over a connection of its own; gives up after 30 seconds. A body that is cut short is an error.
+pub async fn exchange(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        let mut head = format!(
+            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
             body.len()
         );
-        stream.write_all(head.as_bytes()).await?;
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        stream.write_all(format!("{head}\r\n").as_bytes()).await?;
         stream.write_all(body).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         Ok::<_, io::Error>(answer)
     };
     let answer = tokio::time::timeout(Duration::from_secs(30), exchange).await.map_err(io::Error::other)??;
-    let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
-    let Some(head) = head else { return Err(io::Error::other("no HTTP answer")) };
-    let status = String::from_utf8_lossy(&answer[..head]).split(' ').nth(1).and_then(|status| status.parse().ok());
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let Some(end) = end else { return Err(io::Error::other("no HTTP answer")) };
+    let (head, body) = (String::from_utf8_lossy(&answer[..end]), answer[end + 4..].to_vec());
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.ok_or_else(|| io::Error::other("no HTTP status"))?;
-    Ok((status, answer[head + 4..].to_vec()))
+    let header = |line: &str| line.split_once(':').map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()));
+    let headers: BTreeMap<_, _> = head.lines().skip(1).filter_map(header).collect();
+    let announced = headers.get("content-length").and_then(|length| length.parse().ok());
+    if announced.is_some_and(|announced: usize| announced > body.len()) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Answer { status, headers, body })
+}
+
+/// Sends one HTTP request as [`exchange`] does, and returns status and body.
+pub async fn send(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    let Answer { status, body, .. } = exchange(address, method, path, &[], body).await?;
+    Ok((status, body))
 }
 
 /// Sends one HTTP GET over a connection of its own and returns status and body; gives up after 5 seconds.

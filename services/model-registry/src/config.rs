@@ -27,6 +27,10 @@ pub struct Config {
     /// clients reach themselves, as `s3://bucket/prefix`.
     #[arg(long, env = "MODEL_REGISTRY_MLFLOW_ARTIFACT_ROOT", default_value = "mlflow-artifacts:")]
     pub mlflow_artifact_root: String,
+    /// Let MLflow's clients send and fetch files straight to and from the bucket, by URLs signed for an hour. They must reach
+    /// it at the address this registry does.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_DIRECT_TRANSFERS")]
+    pub mlflow_direct_transfers: bool,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -84,6 +88,7 @@ impl Config {
             admin_listen: (Ipv4Addr::LOCALHOST, 9101).into(),
             mlflow_listen: None,
             mlflow_artifact_root: "mlflow-artifacts:".to_owned(),
+            mlflow_direct_transfers: false,
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,

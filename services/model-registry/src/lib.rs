@@ -55,7 +55,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let store = store::open(&database, config.database.database_connections, !config.no_migrate).await?;
     let artifacts = artifacts::open(&config).await?;
     let feed = feed::Feed::start(store.clone(), config.watch_heartbeat, stop.clone()).await?;
-    let artifact_root = config.mlflow_artifact_root.clone();
+    let (artifact_root, direct_transfers) = (config.mlflow_artifact_root.clone(), config.mlflow_direct_transfers);
     store.add_default_experiment(Millis::now(), &Location::Below(artifact_root.clone())).await?;
     let mlflow = match config.mlflow_listen {
         None => None,
@@ -76,7 +76,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         let Some(listener) = mlflow else { return Ok(()) };
         let spool = config.database.data_dir.join("spool");
         let (artifacts, feed) = (artifacts.clone(), feed.clone());
-        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root };
+        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root, direct_transfers };
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
     let spool = Spool::open(config.database.data_dir.join("spool/uploads")).await.with_context(|| {

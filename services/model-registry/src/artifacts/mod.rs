@@ -10,11 +10,13 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 use tokio_util::io::ReaderStream;
 
+use self::direct::Direct;
 use crate::config::{ArtifactLocation, Config};
 use crate::error::{Dependency, Error, Result};
 use crate::model::Artifact;
 use crate::names::Sha256Hex;
 
+pub mod direct;
 pub mod directory;
 pub mod s3;
 pub mod spool;
@@ -38,6 +40,10 @@ pub trait ArtifactStore: Send + Sync {
     }
     /// Reads from byte `offset` on. DATA_LOSS when the bytes are gone or their number differs.
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>>;
+    /// How callers reach the bytes themselves, where they can.
+    fn direct(&self) -> Option<&dyn Direct> {
+        None
+    }
 }
 
 /// Opens the store that the settings name.
@@ -61,39 +67,55 @@ pub enum Direction {
 }
 
 /// Passes bytes on while counting and hashing them: ends with DATA_LOSS unless they are exactly `artifact`'s.
+///
+/// The last piece is passed on when all of them are found to be right: who was told the length beforehand, as over HTTP,
+/// never takes a damaged file for a whole one.
 pub fn checked(body: Body<'_>, artifact: Artifact, direction: Direction) -> Body<'_> {
     struct Seen<'a> {
         body: Body<'a>,
         bytes: u64,
         hash: Sha256,
+        held: Option<Bytes>,
         artifact: Artifact,
     }
-    let seen = Seen { body, bytes: 0, hash: Sha256::new(), artifact };
+    let seen = Seen { body, bytes: 0, hash: Sha256::new(), held: None, artifact };
     let checked = stream::try_unfold(seen, move |mut seen| async move {
-        let size = seen.artifact.size;
-        match seen.body.next().await.transpose()? {
-            Some(bytes) => {
-                seen.bytes += bytes.len() as u64;
-                if seen.bytes > size {
-                    return Err(wrong_size(direction, &seen.artifact, "more"));
-                }
-                seen.hash.update(&bytes);
-                Ok(Some((bytes, seen)))
+        while let Some(bytes) = seen.body.try_next().await? {
+            seen.bytes += bytes.len() as u64;
+            if seen.bytes > seen.artifact.size {
+                return Err(wrong_size(direction, &seen.artifact, "more"));
             }
-            None if seen.bytes < size => Err(wrong_size(direction, &seen.artifact, &format!("only {}", seen.bytes))),
-            None => {
-                let Artifact { path, sha256: announced, .. } = &seen.artifact;
-                match Sha256Hex::of(seen.hash) {
-                    is if is == *announced => Ok(None),
-                    is => {
-                        let message = format!("`{path}` has SHA-256 {is}, not {announced}");
-                        Err(data_loss(direction, "CHECKSUM_MISMATCH", message))
-                    }
-                }
+            seen.hash.update(&bytes);
+            if let Some(before) = seen.held.replace(bytes) {
+                return Ok(Some((before, seen)));
             }
         }
+        let Artifact { path, size, sha256: announced } = &seen.artifact;
+        if seen.bytes < *size {
+            return Err(wrong_size(direction, &seen.artifact, &format!("only {}", seen.bytes)));
+        }
+        let is = Sha256Hex::of(seen.hash.clone());
+        if is != *announced {
+            let message = format!("`{path}` has SHA-256 {is}, not {announced}");
+            return Err(data_loss(direction, "CHECKSUM_MISMATCH", message));
+        }
+        Ok(seen.held.take().map(|last| (last, seen)))
     });
     checked.boxed()
+}
+
+/// Ends after so many bytes.
+pub fn limited(body: Body<'static>, bytes: u64) -> Body<'static> {
+    let limited = stream::try_unfold((body, bytes), |(mut body, left)| async move {
+        if left == 0 {
+            return Ok(None);
+        }
+        let Some(mut bytes) = body.try_next().await? else { return Ok(None) };
+        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        let left = left - bytes.len() as u64;
+        Ok(Some((bytes, (body, left))))
+    });
+    limited.boxed()
 }
 
 fn wrong_size(direction: Direction, artifact: &Artifact, is: &str) -> Error {

@@ -18,6 +18,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use url::Url;
 
+use super::direct::Direct;
 use super::{ArtifactStore, Body, corrupted};
 use crate::error::{Dependency, Error, Result};
 use crate::model::Artifact;
@@ -26,7 +27,7 @@ use crate::model::Artifact;
 /// reaches 80 GB.
 const PART_BYTES: usize = 8 << 20;
 /// Uploads in parts that began longer ago than this were cut off.
-const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
+pub(super) const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// A client with the usual AWS settings; with `endpoint` for servers that are not AWS, addressing buckets by path.
 pub async fn client(endpoint: Option<&Url>, credentials: Option<Credentials>) -> Client {
@@ -46,9 +47,9 @@ pub async fn client(endpoint: Option<&Url>, credentials: Option<Credentials>) ->
 
 /// An artifact store in a bucket. Any number of processes may share it.
 pub struct Bucket {
-    client: Client,
-    bucket: String,
-    prefix: String,
+    pub(super) client: Client,
+    pub(super) bucket: String,
+    pub(super) prefix: String,
 }
 
 impl Bucket {
@@ -59,17 +60,17 @@ impl Bucket {
             || format!("ARTIFACT_STORE: cannot use the S3 bucket `{}`; does it exist, may it be read?", this.bucket);
         this.client.head_bucket().bucket(&this.bucket).send().await.map_err(explained).with_context(context)?;
         this.sweep().await.map_err(explained).with_context(context)?;
+        this.sweep_incoming().await.map_err(explained).with_context(context)?;
         Ok(this)
     }
 
-    fn key(&self, artifact: &Artifact) -> String {
+    pub(super) fn key(&self, artifact: &Artifact) -> String {
         let (first, rest) = artifact.sha256.as_str().split_at(2);
         format!("{}sha256/{first}/{rest}", self.prefix)
     }
 
     async fn sweep(&self) -> std::result::Result<(), aws_sdk_s3::Error> {
-        let prefix = format!("{}sha256/", self.prefix);
-        let found = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(prefix).send().await?;
+        let found = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix).send().await?;
         for upload in found.uploads() {
             let began = upload.initiated().and_then(|time| SystemTime::try_from(*time).ok());
             let is_stale = began.and_then(|began| began.elapsed().ok()).is_some_and(|age| age > STALE_AFTER);
@@ -153,16 +154,25 @@ impl ArtifactStore for Bucket {
         if is_at_end {
             return Ok(stream::empty().boxed());
         }
-        let body = stream::try_unfold(object.body, |mut body| async move {
-            let bytes = body
-                .next()
-                .await
-                .transpose()
-                .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })?;
-            Ok(bytes.map(|bytes| (bytes, body)))
-        });
-        Ok(body.boxed())
+        Ok(body_of(object.body))
     }
+
+    fn direct(&self) -> Option<&dyn Direct> {
+        Some(self)
+    }
+}
+
+/// The bytes of an object.
+pub(super) fn body_of(object: ByteStream) -> Body<'static> {
+    let body = stream::try_unfold(object, |mut body| async move {
+        let bytes = body
+            .next()
+            .await
+            .transpose()
+            .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })?;
+        Ok(bytes.map(|bytes| (bytes, body)))
+    });
+    body.boxed()
 }
 
 /// An upload in parts. Dropped before it is complete it is aborted, so that S3 keeps nothing of it.
@@ -229,10 +239,10 @@ fn is_gone<R>(error: &SdkError<GetObjectError, R>) -> bool {
     matches!(error.as_service_error(), Some(GetObjectError::NoSuchKey(_)))
 }
 
-fn explained<E: std::error::Error + Send + Sync + 'static>(error: E) -> anyhow::Error {
+pub(super) fn explained<E: std::error::Error + Send + Sync + 'static>(error: E) -> anyhow::Error {
     anyhow::anyhow!("{}", DisplayErrorContext(&error))
 }
 
-fn unavailable<E: std::error::Error + Send + Sync + 'static>(error: E) -> Error {
+pub(super) fn unavailable<E: std::error::Error + Send + Sync + 'static>(error: E) -> Error {
     Error::Unavailable { dependency: Dependency::ArtifactStore, source: explained(error) }
 }

@@ -18,7 +18,7 @@ use verdict_api::registry::protection_service_server::ProtectionServiceServer;
 use verdict_api::registry::upload_artifact_request::Part as Uploaded;
 
 use crate::artifacts::spool::Spool;
-use crate::artifacts::{ArtifactStore, Body, Direction, MAX_CHUNK, checked};
+use crate::artifacts::{ArtifactStore, Body, Direction, MAX_CHUNK, checked, limited};
 use crate::convert;
 use crate::error::{Error, Result};
 use crate::feed::Feed;
@@ -294,18 +294,4 @@ fn range_within(artifact: &Artifact, offset: i64, length: i64) -> Result<Range<u
         return Err(Error::OutOfRange { reason: "OFFSET_PAST_END", message });
     }
     Ok(start..end)
-}
-
-/// Ends after so many bytes.
-fn limited(body: Body<'static>, bytes: u64) -> Body<'static> {
-    let limited = stream::try_unfold((body, bytes), |(mut body, left)| async move {
-        if left == 0 {
-            return Ok(None);
-        }
-        let Some(mut bytes) = body.try_next().await? else { return Ok(None) };
-        bytes.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-        let left = left - bytes.len() as u64;
-        Ok(Some((bytes, (body, left))))
-    });
-    limited.boxed()
 }

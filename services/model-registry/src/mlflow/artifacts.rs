@@ -1,6 +1,7 @@
 //! Files: the `mlflow-artifacts` proxy, and the paths by which runs and logged models list and read theirs.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -11,22 +12,21 @@ use axum::routing::{get, post};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
-use tokio_util::io::ReaderStream;
+use tokio::io::AsyncWriteExt;
 
 use super::refusal::Refusal;
 use super::registered::VERSIONS;
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, answer};
-use crate::artifacts::{Direction, checked};
+use crate::artifacts::{Direction, checked, limited};
 use crate::error::{Dependency, Entity, Error};
 use crate::metrics::ARTIFACT_BYTES;
 use crate::model::{Artifact, MAX_ARTIFACT_BYTES};
 use crate::names::{ArtifactPath, ModelName, Reference, Sha256Hex, VersionId};
 use crate::tracking::PROXY;
 
-/// Bytes read from a spooled file at once.
-const READ_BYTES: usize = 256 << 10;
+/// Bytes written between two syncs: the sender waits for the disk on the way, not for all of it after the last byte.
+const SYNC_BYTES: usize = 64 << 20;
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -45,7 +45,7 @@ pub(super) fn plain_routes() -> Router<Mlflow> {
 }
 
 /// A path a caller gave, relative to all files: it can't leave them.
-fn path(text: &str) -> Result<ArtifactPath, Refusal> {
+pub(super) fn path(text: &str) -> Result<ArtifactPath, Refusal> {
     ArtifactPath::parse("path", text).map_err(|_| Refusal::invalid("Invalid path"))
 }
 
@@ -58,7 +58,7 @@ fn directory(text: &str) -> Result<String, Refusal> {
 }
 
 /// What a URI of this registry's own files names; others are not served from here.
-fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
+pub(super) fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
     let Some(root) = uri.strip_prefix(PROXY) else {
         let message = format!("The files of `{uri}` are not kept by this registry: read them where they are");
         return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message));
@@ -69,7 +69,7 @@ fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
 
 impl Mlflow {
     /// Finds a file: one a client put, or one of a version, under `versions/NAME/NUMBER/`.
-    async fn file(&self, path: &ArtifactPath) -> Result<Artifact, Refusal> {
+    pub(super) async fn file(&self, path: &ArtifactPath) -> Result<Artifact, Refusal> {
         if let Some((id, rest)) = version_in(path.as_str()) {
             return Ok(self.store.version(&Reference::Number(id)).await?.artifact(&self::path(&rest)?)?.clone());
         }
@@ -97,9 +97,27 @@ impl Mlflow {
         Ok(files.into_iter().filter_map(below).collect())
     }
 
-    async fn send(&self, path: &ArtifactPath) -> Answer {
+    async fn send(&self, path: &ArtifactPath, asked: &HeaderMap) -> Answer {
         let file = self.file(path).await?;
-        let body = checked(self.artifacts.open(&file, 0).await?, file.clone(), Direction::Out).map_ok(|bytes| {
+        let range =
+            asked.get(header::RANGE).and_then(|range| range.to_str().ok()).map(|range| within(range, file.size));
+        let (status, range) = match range {
+            None | Some(Wanted::Whole) => (StatusCode::OK, 0..file.size),
+            Some(Wanted::Part(range)) => (StatusCode::PARTIAL_CONTENT, range),
+            Some(Wanted::Nothing) => {
+                let size = HeaderValue::try_from(format!("bytes */{}", file.size)).map_err(anyhow::Error::from);
+                let refusal = Refusal::invalid(format!("The range reaches beyond the file's {} bytes", file.size));
+                let headers = [(header::CONTENT_RANGE, size.map_err(Error::from)?)];
+                return Ok((StatusCode::RANGE_NOT_SATISFIABLE, headers, refusal).into_response());
+            }
+        };
+        let body = self.artifacts.open(&file, range.start).await?;
+        let length = range.end - range.start;
+        let body = match length == file.size {
+            true => checked(body, file.clone(), Direction::Out),
+            false => limited(body, length),
+        };
+        let body = body.map_ok(|bytes| {
             metrics::counter!(ARTIFACT_BYTES, "direction" => "out").increment(bytes.len() as u64);
             bytes
         });
@@ -108,12 +126,26 @@ impl Mlflow {
             name.chars().map(|c| if c.is_ascii_graphic() && c != '"' { c } else { '_' }).collect();
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type(name)));
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(file.size));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        if status == StatusCode::PARTIAL_CONTENT
+            && let Ok(part) = HeaderValue::try_from(format!("bytes {}-{}/{}", range.start, range.end - 1, file.size))
+        {
+            headers.insert(header::CONTENT_RANGE, part);
+        }
         if let Ok(value) = HeaderValue::from_str(&format!("attachment; filename=\"{disposition}\"")) {
             headers.insert(header::CONTENT_DISPOSITION, value);
         }
-        Ok((headers, Body::from_stream(body.map_err(std::io::Error::other))).into_response())
+        Ok((status, headers, Body::from_stream(body.map_err(std::io::Error::other))).into_response())
     }
+}
+
+/// Refuses a path whose files no client puts or deletes.
+pub(super) fn put_by(path: &ArtifactPath) -> Result<(), Refusal> {
+    if path.as_str() != VERSIONS && !path.as_str().starts_with(&format!("{VERSIONS}/")) {
+        return Ok(());
+    }
+    Err(Refusal::invalid(format!("Invalid path: {path}: the files of a version never change")))
 }
 
 /// Splits `versions/NAME/NUMBER/REST`.
@@ -123,6 +155,31 @@ fn version_in(path: &str) -> Option<(VersionId, String)> {
     let (number, rest) = rest.split_once('/').unwrap_or((rest, ""));
     let model = ModelName::parse("path", name).ok()?;
     Some((VersionId { model, number: number.parse().ok()? }, rest.to_owned()))
+}
+
+/// The bytes a `Range` header asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Wanted {
+    /// It is not understood, or asks for several parts: it is as if it were not there.
+    Whole,
+    Part(Range<u64>),
+    /// There are none of them.
+    Nothing,
+}
+
+/// Reads `bytes=FIRST-LAST`, `bytes=FIRST-` and `bytes=-LAST_SO_MANY`, for a file of `size` bytes.
+fn within(header: &str, size: u64) -> Wanted {
+    let Some((first, last)) = header.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+        return Wanted::Whole;
+    };
+    let number = |text: &str| text.trim().parse::<u64>();
+    let range = match (number(first), number(last)) {
+        (Ok(first), Ok(last)) if first <= last => first..last.saturating_add(1).min(size),
+        (Ok(first), Err(_)) if last.trim().is_empty() => first..size,
+        (Err(_), Ok(many)) if first.trim().is_empty() => size.saturating_sub(many)..size,
+        _ => return Wanted::Whole,
+    };
+    if range.start < range.end { Wanted::Part(range) } else { Wanted::Nothing }
 }
 
 /// What browsers are told; they are also told not to guess.
@@ -158,16 +215,15 @@ async fn upload_to_run(State(mlflow): State<Mlflow>, parameters: Parameters, byt
 impl Mlflow {
     /// Takes a file in: spooled and hashed, kept by its hash, then noted under its path.
     async fn take(&self, path: ArtifactPath, body: Body) -> Answer {
-        if version_in(path.as_str()).is_some() || path.as_str().starts_with(&format!("{VERSIONS}/")) {
-            return Err(Refusal::invalid(format!("Invalid path: {path}: the files of a version never change")));
-        }
+        put_by(&path)?;
         let unavailable = |error: std::io::Error| {
             Refusal::from(Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })
         };
         // The store is told size and digest beforehand, so the bytes wait on disk until both are known.
-        let spool = tempfile::tempfile_in(&self.spool).map_err(unavailable)?;
-        let mut spool = tokio::fs::File::from_std(spool);
-        let (mut size, mut hash) = (0_u64, Sha256::new());
+        let named = tempfile::NamedTempFile::new_in(&self.spool).map_err(unavailable)?;
+        let (file, place) = named.into_parts();
+        let mut spool = tokio::fs::File::from_std(file);
+        let (mut size, mut hash, mut unsynced) = (0_u64, Sha256::new(), 0);
         let mut body = body.into_data_stream();
         while let Some(bytes) = body.next().await {
             let bytes =
@@ -179,27 +235,28 @@ impl Mlflow {
             hash.update(&bytes);
             metrics::counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
             spool.write_all(&bytes).await.map_err(unavailable)?;
+            unsynced += bytes.len();
+            if unsynced >= SYNC_BYTES {
+                spool.sync_data().await.map_err(unavailable)?;
+                unsynced = 0;
+            }
         }
         spool.flush().await.map_err(unavailable)?;
-        spool.rewind().await.map_err(unavailable)?;
+        spool.sync_all().await.map_err(unavailable)?;
         let file = Artifact { path, size, sha256: Sha256Hex::of(hash) };
-        let spooled = ReaderStream::with_capacity(spool, READ_BYTES)
-            .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() });
-        self.artifacts.keep(&file, checked(spooled.boxed(), file.clone(), Direction::In)).await?;
+        self.artifacts.keep_file(&file, &place).await?;
         self.store.put_file(&file).await?;
         Ok(answer::nothing())
     }
 }
 
-async fn download(State(mlflow): State<Mlflow>, Path(text): Path<String>) -> Answer {
-    mlflow.send(&path(&text)?).await
+async fn download(State(mlflow): State<Mlflow>, Path(text): Path<String>, headers: HeaderMap) -> Answer {
+    mlflow.send(&path(&text)?, &headers).await
 }
 
 async fn delete(State(mlflow): State<Mlflow>, Path(text): Path<String>) -> Answer {
     let path = path(&text)?;
-    if path.as_str().starts_with(&format!("{VERSIONS}/")) {
-        return Err(Refusal::invalid(format!("Invalid path: {text}: the files of a version never change")));
-    }
+    put_by(&path)?;
     mlflow.store.delete_files(&path).await?;
     Ok(answer::nothing())
 }
@@ -244,14 +301,19 @@ async fn list_of_logged_model(State(mlflow): State<Mlflow>, Path(id): Path<Strin
     list_below(&mlflow, &model.artifact_location, &fields.text_or_empty("artifact_directory_path")?).await
 }
 
-async fn file_of_logged_model(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: Fields) -> Answer {
+async fn file_of_logged_model(
+    State(mlflow): State<Mlflow>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Answer {
     let Some(relative) = fields.text("artifact_file_path")?.filter(|path| !path.is_empty()) else {
         let message = "Request must include the \"artifact_file_path\" query parameter.";
         return Err(Refusal::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", message));
     };
     let relative = path(&relative)?;
     let model = mlflow.store.logged_model(&id).await?;
-    mlflow.send(&path(&below_proxy(&model.artifact_location, relative.as_str())?)?).await
+    mlflow.send(&path(&below_proxy(&model.artifact_location, relative.as_str())?)?, &headers).await
 }
 
 type Parameters = Query<BTreeMap<String, String>>;
@@ -260,17 +322,43 @@ fn given<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, Refusal>
     parameters.get(name).map(String::as_str).filter(|value| !value.is_empty()).ok_or_else(|| missing(name))
 }
 
-async fn file_of_run(State(mlflow): State<Mlflow>, parameters: Parameters) -> Answer {
+async fn file_of_run(State(mlflow): State<Mlflow>, headers: HeaderMap, parameters: Parameters) -> Answer {
     let run = given(&parameters, "run_id").or_else(|_| given(&parameters, "run_uuid"))?;
     let relative = path(given(&parameters, "path")?)?;
     let run = mlflow.store.run(run).await?;
-    mlflow.send(&path(&below_proxy(&run.artifact_uri, relative.as_str())?)?).await
+    mlflow.send(&path(&below_proxy(&run.artifact_uri, relative.as_str())?)?, &headers).await
 }
 
-async fn file_of_version(State(mlflow): State<Mlflow>, parameters: Parameters) -> Answer {
+async fn file_of_version(State(mlflow): State<Mlflow>, headers: HeaderMap, parameters: Parameters) -> Answer {
     let model = ModelName::parse("name", given(&parameters, "name")?)?;
     let number = given(&parameters, "version")?;
     let number: i64 = number.parse().map_err(|_| Refusal::from(Entity::Model(model.clone())))?;
     let relative = path(given(&parameters, "path")?)?;
-    mlflow.send(&path(&format!("{VERSIONS}/{model}/{number}/{relative}"))?).await
+    mlflow.send(&path(&format!("{VERSIONS}/{model}/{number}/{relative}"))?, &headers).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_read_as_rfc_9110_has_it() {
+        for (header, size, wanted) in [
+            ("bytes=0-0", 10, Wanted::Part(0..1)),
+            ("bytes=2-", 10, Wanted::Part(2..10)),
+            ("bytes=-3", 10, Wanted::Part(7..10)),
+            ("bytes=-30", 10, Wanted::Part(0..10)),
+            ("bytes=5-99", 10, Wanted::Part(5..10)),
+            ("bytes=10-", 10, Wanted::Nothing),
+            ("bytes=-0", 10, Wanted::Nothing),
+            ("bytes=0-", 0, Wanted::Nothing),
+            ("bytes=3-2", 10, Wanted::Whole),
+            ("bytes=0-1,3-4", 10, Wanted::Whole),
+            ("items=0-1", 10, Wanted::Whole),
+            ("bytes=-", 10, Wanted::Whole),
+            ("bytes=0-18446744073709551615", 10, Wanted::Part(0..10)),
+        ] {
+            assert_eq!(within(header, size), wanted, "{header} of {size}");
+        }
+    }
 }

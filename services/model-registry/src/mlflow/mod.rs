@@ -39,6 +39,7 @@ mod refusal;
 mod registered;
 mod request;
 mod runs;
+mod transfers;
 
 use refusal::Refusal;
 
@@ -61,6 +62,8 @@ pub(crate) struct Mlflow {
     pub(crate) spool: PathBuf,
     /// Below which experiments keep their files unless they say otherwise.
     pub(crate) artifact_root: String,
+    /// Whether clients may reach the bucket themselves, by URLs signed for it.
+    pub(crate) direct_transfers: bool,
 }
 
 /// Serves the API on `listener` until `stop`, then lets calls in flight end for a while.
@@ -104,6 +107,7 @@ fn router(mlflow: Mlflow) -> Router {
             .merge(logged_models::routes())
             .merge(registered::routes())
             .merge(artifacts::routes())
+            .merge(transfers::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };
@@ -119,13 +123,14 @@ fn router(mlflow: Mlflow) -> Router {
     router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow)
 }
 
-async fn server_info(State(_): State<Mlflow>) -> Json<serde_json::Value> {
+async fn server_info(State(mlflow): State<Mlflow>) -> Json<serde_json::Value> {
+    let direct = mlflow.direct_transfers && mlflow.artifacts.direct().is_some();
     Json(json!({
         "store_type": "SqlStore",
         "workspaces_enabled": false,
         "trace_archival_enabled": false,
-        "multipart_uploads_enabled": false,
-        "multipart_downloads_enabled": false,
+        "multipart_uploads_enabled": direct,
+        "multipart_downloads_enabled": direct,
         "presigned_upload_run_id_supported": false,
         "presigned_upload_model_id_supported": false,
         "features_enabled": {"gateway": false},

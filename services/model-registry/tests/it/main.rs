@@ -11,5 +11,6 @@ mod mlflow;
 mod process;
 mod publishing;
 mod requests;
+mod transfers;
 mod watching;
 mod world;

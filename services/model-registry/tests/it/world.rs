@@ -103,6 +103,7 @@ impl World {
             ("MODEL_REGISTRY_DATA_DIR", data.path().display().to_string()),
             ("DATABASE_URL", database.clone()),
             ("ARTIFACT_STORE", target.url()),
+            ("MODEL_REGISTRY_MLFLOW_DIRECT_TRANSFERS", "true".to_owned()),
         ];
         env.extend(target.env());
         let mut child = Child::spawn(Path::new(env!("CARGO_BIN_EXE_model-registry")), &["serve"], env);
