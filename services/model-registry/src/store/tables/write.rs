@@ -30,7 +30,7 @@ pub(in crate::store) struct Write {
 pub(super) enum Begun<T> {
     /// The same call was answered before.
     Before(T),
-    Now(Write),
+    Now(Box<Write>),
 }
 
 impl Tables {
@@ -62,7 +62,7 @@ impl Tables {
         content: &impl Serialize,
     ) -> Result<Begun<T>> {
         let mut write = self.write(call).await?;
-        let Some(id) = &call.request_id else { return Ok(Begun::Now(write)) };
+        let Some(id) = &call.request_id else { return Ok(Begun::Now(Box::new(write))) };
         let fingerprint = fingerprint(method, content)?;
         let before: Option<(String, String)> = query_as("SELECT fingerprint, answer FROM requests WHERE id = $1")
             .bind(id)
@@ -73,7 +73,7 @@ impl Tables {
             Some(_) => Err(Error::RequestIdReused(id.clone())),
             None => {
                 write.request = Some((id.clone(), fingerprint));
-                Ok(Begun::Now(write))
+                Ok(Begun::Now(Box::new(write)))
             }
         }
     }
