@@ -13,6 +13,7 @@ mod tests;
 
 pub use field::{Attribute, DatasetField, Field};
 
+use crate::error::Error;
 use scan::{Clause, Operand, Scanner, unquoted};
 
 /// Longest filter or `order_by` clause, in bytes.
@@ -78,6 +79,12 @@ pub struct Order {
 /// Why a filter or an order is refused; the caller answers with `INVALID_PARAMETER_VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem(pub String);
+
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Rejected(problem.0)
+    }
+}
 
 fn refuse<T>(message: impl Into<String>) -> Result<T, Problem> {
     let mut message = message.into();
