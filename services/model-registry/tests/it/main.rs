@@ -5,6 +5,8 @@
 mod clients;
 mod conformance;
 mod crash;
+mod differential;
+mod filters;
 mod mlflow;
 mod process;
 mod publishing;

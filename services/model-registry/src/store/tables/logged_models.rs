@@ -26,6 +26,7 @@ const PLACE: Place = Place {
         Attribute::SourceRunId => Some("logged_models.source_run"),
         Attribute::ExperimentId => Some("CAST(logged_models.experiment AS TEXT)"),
         Attribute::ArtifactLocation => Some("logged_models.artifact_location"),
+        Attribute::LifecycleStage => Some("CASE logged_models.deleted WHEN 0 THEN 'active' ELSE 'deleted' END"),
         Attribute::CreationTimestamp => Some("logged_models.create_time"),
         Attribute::LastUpdatedTimestamp => Some("logged_models.update_time"),
         _ => None,
