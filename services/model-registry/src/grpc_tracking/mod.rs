@@ -206,6 +206,7 @@ impl TrackingService for Tracking {
     ) -> Answer<api::ListMetricHistoryResponse> {
         let api::ListMetricHistoryRequest { run_id, key, page_size, page_token } = request.into_inner();
         let (run, key) = (required("run_id", run_id)?, required("key", key)?);
+        limits::metric_key(&key)?;
         let (offset, limit) = (from_wire::offset(&page_token)?, from_wire::history_size(page_size)?);
         let (metrics, next_page_token) = to_wire::page(self.store.history(&run, &key, offset, limit).await?);
         answer(api::ListMetricHistoryResponse { metrics, next_page_token })

@@ -1,12 +1,12 @@
 //! Logged models, MLflow 3's.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::routing::{delete, get, patch, post};
 use serde_json::Value;
 
 use super::experiments::experiment_id;
-use super::request::Fields;
+use super::request::{Fields, Path};
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::search::{Order, Subject, order};
 use crate::tracking::{LoggedModelChange, LoggedModelDraft, LoggedModelStatus, Millis, Search, View, limits};

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{self, FromRequest, FromRequestParts, Request};
 use axum::http::Method;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
@@ -29,6 +31,18 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         }
         let body = Bytes::from_request(request, state).await.map_err(|error| Refusal::invalid(error.body_text()))?;
         Self::from_json(&body)
+    }
+}
+
+/// The parameters in the path of a call; what is no UTF-8 is refused in MLflow's form.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let read = extract::Path::from_request_parts(parts, state).await;
+        read.map(|extract::Path(value)| Self(value)).map_err(|error| Refusal::invalid(error.body_text()))
     }
 }
 

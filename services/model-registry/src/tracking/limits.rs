@@ -104,7 +104,16 @@ pub fn model_type(kind: &str) -> Result<()> {
 /// Checks how much is searched at once; filter and orders were checked when they were read.
 pub fn search(search: &Search) -> Result<()> {
     at_most("experiment_ids", search.experiments.len(), MAX_EXPERIMENTS_SEARCHED)?;
-    at_most("datasets", search.datasets.len(), MAX_DATASETS_SEARCHED)
+    at_most("datasets", search.datasets.len(), MAX_DATASETS_SEARCHED)?;
+    search.datasets.iter().try_for_each(|(name, digest)| {
+        length("dataset_name", name, MAX_DATASET_NAME)?;
+        length("dataset_digest", digest.as_deref().unwrap_or_default(), MAX_DATASET_DIGEST)
+    })
+}
+
+/// Checks the key of a metric whose history is asked for.
+pub fn metric_key(key: &str) -> Result<()> {
+    length("metric_key", key, MAX_KEY)
 }
 
 /// Checks of how many experiments the datasets are listed.

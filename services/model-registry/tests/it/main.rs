@@ -7,6 +7,7 @@ mod conformance;
 mod crash;
 mod differential;
 mod filters;
+mod hostile;
 mod mlflow;
 mod process;
 mod publishing;
