@@ -12,5 +12,6 @@ mod mlflow;
 mod process;
 mod publishing;
 mod requests;
+mod tracking;
 mod watching;
 mod world;

@@ -4,6 +4,7 @@
 //! read through both. What is refused wrote nothing, so it is tried through the other door too: the class must be the same.
 
 mod operations;
+mod rolls;
 mod views;
 
 use rand::rngs::StdRng;
@@ -37,7 +38,7 @@ async fn both_doors_show_the_same(world: &World, seed: u64) {
         }
         let (rest, grpc) = (views::by_rest(world).await, views::by_grpc(world).await);
         assert_eq!(rest, grpc, "{at}");
-        let search = operations::any_search(&mut dice);
+        let search = rolls::any_search(&mut dice);
         assert_eq!(search.by_rest(world).await, search.by_grpc(world).await, "{search:?} after {at}");
     }
     // A sequence that is always right or always wrong would show little.

@@ -179,7 +179,8 @@ fn quoted(dice: &mut StdRng, text: &str) -> String {
 
 /// Whether a text can be written: it may not hold both quotes, nor seem to escape the one that ends it.
 fn can_be_written(text: &str) -> bool {
-    !(text.contains('\'') && text.contains('"')) && !text.ends_with('\\')
+    let holds_both = text.contains('\'') && text.contains('"');
+    !holds_both && !text.ends_with('\\')
 }
 
 impl Condition {
