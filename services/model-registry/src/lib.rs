@@ -1,6 +1,6 @@
 //! The registry of models: names, versions, aliases, tags and files, and the log of what happened to them.
 //!
-//! - `grpc` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
+//! - `grpc`, `grpc_tracking` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
 //! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
     audit_service_server, lineage_service_server, model_registry_service_server, protection_service_server,
+    tracking_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
@@ -39,11 +40,12 @@ pub mod tracking;
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 4] = [
+pub const SERVICES: [&str; 5] = [
     model_registry_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
     lineage_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
+    tracking_service_server::SERVICE_NAME,
 ];
 
 /// Serves the registry on `listeners` until `stop`, then drains.
@@ -84,7 +86,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         format!("DATA_DIR: cannot keep uploads under way in {dir}/spool/uploads")
     })?;
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
-    let routes = grpc::routes(registry, config.server.max_message_bytes);
+    let routes = grpc::routes(registry, &config.mlflow_artifact_root, config.server.max_message_bytes);
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);
     probe.abort();

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use verdict_chassis::health::Health;
 
-use crate::SERVICES;
 use crate::metrics::DATABASE_UP;
 use crate::store::Store;
 
@@ -31,7 +30,7 @@ pub(crate) async fn run(store: Arc<dyn Store>, health: Health, stop: Cancellatio
         if verdict.hear(answered) {
             let why = if verdict.serving { "the database answers" } else { "the database does not answer" };
             tracing::warn!(database.up = verdict.serving, "{why}");
-            for service in SERVICES {
+            for service in health.services() {
                 health.set(service, verdict.serving, why);
             }
         }

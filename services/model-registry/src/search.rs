@@ -13,12 +13,17 @@ mod tests;
 
 pub use field::{Attribute, DatasetField, Field};
 
+use crate::error::Error;
 use scan::{Clause, Operand, Scanner, unquoted};
 
 /// Longest filter or `order_by` clause, in bytes.
 const MAX_TEXT: usize = 100_000;
 /// Most comparisons in a filter, and most `order_by` clauses.
 const MAX_CLAUSES: usize = 200;
+/// Longest pattern of LIKE, in bytes: what SQLite takes.
+const MAX_PATTERN: usize = 50_000;
+/// Most texts in all the lists of a filter: below what SQLite binds, and what else is bound with them.
+const MAX_LISTED: usize = 10_000;
 /// Longest message of a refusal, in bytes: it quotes what was refused, and that can be long.
 const MAX_MESSAGE: usize = 1_000;
 
@@ -79,6 +84,12 @@ pub struct Order {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem(pub String);
 
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::Rejected(problem.0)
+    }
+}
+
 fn refuse<T>(message: impl Into<String>) -> Result<T, Problem> {
     let mut message = message.into();
     message.truncate(message.floor_char_boundary(MAX_MESSAGE));
@@ -111,7 +122,27 @@ pub fn filter(subject: Subject, text: &str) -> Result<Vec<Condition>, Problem> {
         }
     }
     check_size(clauses.len(), 0)?;
-    clauses.into_iter().map(|clause| condition(subject, clause)).collect()
+    let conditions = clauses.into_iter().map(|clause| condition(subject, clause)).collect::<Result<Vec<_>, _>>()?;
+    check_values(&conditions)?;
+    Ok(conditions)
+}
+
+/// Checks what the databases could not take.
+fn check_values(conditions: &[Condition]) -> Result<(), Problem> {
+    let mut listed = 0;
+    for Condition { op, value, .. } in conditions {
+        match value {
+            Value::Text(pattern) if matches!(op, Op::Like | Op::Ilike) && pattern.len() > MAX_PATTERN => {
+                return refuse(format!("A pattern may have at most {MAX_PATTERN} bytes, got {}", pattern.len()));
+            }
+            Value::Texts(texts) => listed += texts.len(),
+            _ => {}
+        }
+    }
+    if listed > MAX_LISTED {
+        return refuse(format!("The lists of a filter may have at most {MAX_LISTED} values, got {listed}"));
+    }
+    Ok(())
 }
 
 fn not_a_clause(subject: Subject, text: &str, rest: &str) -> String {

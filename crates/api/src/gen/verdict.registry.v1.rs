@@ -4743,3 +4743,3806 @@ pub mod protection_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A group of runs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Experiment {
+    /// 0 is the experiment that every store begins with, "Default".
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Where its runs keep their files, unless they say otherwise.
+    #[prost(string, tag = "3")]
+    pub artifact_location: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub deleted: bool,
+    #[prost(map = "string, string", tag = "5")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(int64, tag = "6")]
+    pub create_time_ms: i64,
+    #[prost(int64, tag = "7")]
+    pub update_time_ms: i64,
+}
+/// One execution of somebody's training code.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Run {
+    /// 32 hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub experiment_id: i64,
+    /// Also its tag "mlflow.runName".
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub user_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "RunStatus", tag = "5")]
+    pub status: i32,
+    #[prost(int64, tag = "6")]
+    pub start_time_ms: i64,
+    /// Absent while nobody has said that it ended.
+    #[prost(int64, optional, tag = "7")]
+    pub end_time_ms: ::core::option::Option<i64>,
+    #[prost(string, tag = "8")]
+    pub artifact_uri: ::prost::alloc::string::String,
+    #[prost(bool, tag = "9")]
+    pub deleted: bool,
+    #[prost(map = "string, string", tag = "10")]
+    pub params: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(map = "string, string", tag = "11")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The value of each with the highest step, then timestamp, then value; by key.
+    #[prost(message, repeated, tag = "12")]
+    pub metrics: ::prost::alloc::vec::Vec<Metric>,
+    /// By name and digest.
+    #[prost(message, repeated, tag = "13")]
+    pub datasets: ::prost::alloc::vec::Vec<DatasetInput>,
+    /// Ids of the logged models it read, sorted.
+    #[prost(string, repeated, tag = "14")]
+    pub model_inputs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Logged models it made, by id.
+    #[prost(message, repeated, tag = "15")]
+    pub model_outputs: ::prost::alloc::vec::Vec<ModelOutput>,
+}
+/// One value of a metric.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Metric {
+    /// 1 to 250 characters: letters, digits, '\_', '-', '.', ' ', ':' and '/'; not a path that means another.
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    /// NaN is kept; infinities are kept as the largest finite numbers, as MLflow does.
+    #[prost(double, tag = "2")]
+    pub value: f64,
+    /// 0 or more.
+    #[prost(int64, tag = "3")]
+    pub timestamp_ms: i64,
+    #[prost(int64, tag = "4")]
+    pub step: i64,
+    /// The logged model it was measured of; empty for none. It must exist.
+    #[prost(string, tag = "5")]
+    pub model_id: ::prost::alloc::string::String,
+    /// The dataset it was measured on, both or none; kept where `model_id` is given.
+    #[prost(string, tag = "6")]
+    pub dataset_name: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub dataset_digest: ::prost::alloc::string::String,
+}
+/// A parameter: its key as a metric's, its value at most 6000 characters.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Param {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+/// A tag: its key as a metric's, its value at most 8000 characters.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tag {
+    #[prost(string, tag = "1")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+}
+/// A dataset and how a run used it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DatasetInput {
+    /// 1 to 500 characters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// 1 to 36 characters.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// What kind of place `source` is, as "s3"; 1 to 500 characters.
+    #[prost(string, tag = "3")]
+    pub source_type: ::prost::alloc::string::String,
+    /// 1 to 65535 characters.
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
+    /// JSON, at most 1048575 characters.
+    #[prost(string, optional, tag = "5")]
+    pub schema: ::core::option::Option<::prost::alloc::string::String>,
+    /// JSON, at most 16777215 characters.
+    #[prost(string, optional, tag = "6")]
+    pub profile: ::core::option::Option<::prost::alloc::string::String>,
+    /// "mlflow.data.context" says what the run used it for. Keys of at most 255, values of at most 500 characters.
+    #[prost(map = "string, string", tag = "7")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// A logged model that a run made.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ModelOutput {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub step: i64,
+}
+/// A dataset that runs of an experiment have used, and for what.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DatasetSummary {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// What for, as "training"; absent where no run said.
+    #[prost(string, optional, tag = "4")]
+    pub context: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// A model that a run has logged: MLflow 3's unit between a run and a registered version.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoggedModel {
+    /// "m-" and 32 hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub artifact_location: ::prost::alloc::string::String,
+    #[prost(enumeration = "LoggedModelStatus", tag = "5")]
+    pub status: i32,
+    #[prost(string, tag = "6")]
+    pub model_type: ::prost::alloc::string::String,
+    /// The run that made it; empty for none.
+    #[prost(string, tag = "7")]
+    pub source_run_id: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "8")]
+    pub params: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(map = "string, string", tag = "9")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// By key, timestamp and step.
+    #[prost(message, repeated, tag = "10")]
+    pub metrics: ::prost::alloc::vec::Vec<LoggedModelMetric>,
+    #[prost(int64, tag = "11")]
+    pub create_time_ms: i64,
+    #[prost(int64, tag = "12")]
+    pub update_time_ms: i64,
+}
+/// A metric of a logged model, and the run that measured it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoggedModelMetric {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub metric: ::core::option::Option<Metric>,
+}
+/// A version, with what only MLflow's clients say about it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StagedVersion {
+    #[prost(message, optional, tag = "1")]
+    pub version: ::core::option::Option<Version>,
+    #[prost(enumeration = "Stage", tag = "2")]
+    pub stage: i32,
+    /// Where to see its run; empty where nobody said.
+    #[prost(string, tag = "3")]
+    pub run_link: ::prost::alloc::string::String,
+    /// The logged model it was registered from; empty for none.
+    #[prost(string, tag = "4")]
+    pub model_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateExperimentRequest {
+    /// 1 to 500 characters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// URI of at most 2048 characters, without fragments and parameters. Empty: below the registry's own root.
+    #[prost(string, tag = "2")]
+    pub artifact_location: ::prost::alloc::string::String,
+    /// At most 1000; values of at most 5000 characters.
+    #[prost(map = "string, string", tag = "3")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateExperimentResponse {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetExperimentRequest {
+    /// Required.
+    #[prost(oneof = "get_experiment_request::Which", tags = "1, 2")]
+    pub which: ::core::option::Option<get_experiment_request::Which>,
+}
+/// Nested message and enum types in `GetExperimentRequest`.
+pub mod get_experiment_request {
+    /// Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Which {
+        #[prost(int64, tag = "1")]
+        ExperimentId(i64),
+        #[prost(string, tag = "2")]
+        Name(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetExperimentResponse {
+    #[prost(message, optional, tag = "1")]
+    pub experiment: ::core::option::Option<Experiment>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchExperimentsRequest {
+    /// Over name, creation_time, last_update_time and tags.
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
+    /// Over name, experiment_id, creation_time and last_update_time.
+    #[prost(string, repeated, tag = "2")]
+    pub order_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "LifecycleView", tag = "3")]
+    pub view: i32,
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchExperimentsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub experiments: ::prost::alloc::vec::Vec<Experiment>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateExperimentRequest {
+    /// Required.
+    #[prost(int64, optional, tag = "1")]
+    pub experiment_id: ::core::option::Option<i64>,
+    /// 1 to 500 characters.
+    #[prost(string, tag = "2")]
+    pub new_name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateExperimentResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteExperimentRequest {
+    /// Required.
+    #[prost(int64, optional, tag = "1")]
+    pub experiment_id: ::core::option::Option<i64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteExperimentResponse {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreExperimentRequest {
+    /// Required.
+    #[prost(int64, optional, tag = "1")]
+    pub experiment_id: ::core::option::Option<i64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreExperimentResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetExperimentTagRequest {
+    /// Required.
+    #[prost(int64, optional, tag = "1")]
+    pub experiment_id: ::core::option::Option<i64>,
+    /// As a metric's.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// At most 5000 characters.
+    #[prost(string, tag = "3")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetExperimentTagResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteExperimentTagRequest {
+    /// Required.
+    #[prost(int64, optional, tag = "1")]
+    pub experiment_id: ::core::option::Option<i64>,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteExperimentTagResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateRunRequest {
+    /// 0 is the default experiment.
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    /// At most 8000 characters. Empty: the tag "mlflow.runName", or one made of the run's id.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// At most 256 characters.
+    #[prost(string, tag = "3")]
+    pub user_id: ::prost::alloc::string::String,
+    /// Now when absent.
+    #[prost(int64, optional, tag = "4")]
+    pub start_time_ms: ::core::option::Option<i64>,
+    /// At most 1000; as in LogBatch.
+    #[prost(map = "string, string", tag = "5")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateRunResponse {
+    #[prost(message, optional, tag = "1")]
+    pub run: ::core::option::Option<Run>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRunRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRunResponse {
+    #[prost(message, optional, tag = "1")]
+    pub run: ::core::option::Option<Run>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchRunsRequest {
+    /// At most 10000; none finds none.
+    #[prost(int64, repeated, tag = "1")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+    /// Over attributes, metrics, params, tags and datasets.
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// Over attributes, metrics, params and tags.
+    #[prost(string, repeated, tag = "3")]
+    pub order_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(enumeration = "LifecycleView", tag = "4")]
+    pub view: i32,
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchRunsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub runs: ::prost::alloc::vec::Vec<Run>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateRunRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    /// Unchanged when UNSPECIFIED.
+    #[prost(enumeration = "RunStatus", tag = "2")]
+    pub status: i32,
+    #[prost(int64, optional, tag = "3")]
+    pub end_time_ms: ::core::option::Option<i64>,
+    /// At most 8000 characters; unchanged when empty.
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateRunResponse {
+    #[prost(message, optional, tag = "1")]
+    pub run: ::core::option::Option<Run>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRunRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRunResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreRunRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreRunResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRunTagRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRunTagResponse {}
+/// At most 1000 metrics, 100 parameters and 100 tags, 1000 in all.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogBatchRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "2")]
+    pub metrics: ::prost::alloc::vec::Vec<Metric>,
+    /// No key twice.
+    #[prost(message, repeated, tag = "3")]
+    pub params: ::prost::alloc::vec::Vec<Param>,
+    /// Of several with one key the last counts.
+    #[prost(message, repeated, tag = "4")]
+    pub tags: ::prost::alloc::vec::Vec<Tag>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogBatchResponse {}
+/// At most 1000 datasets and 1000 models.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogInputsRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    /// One that the run used before gets these tags instead.
+    #[prost(message, repeated, tag = "2")]
+    pub datasets: ::prost::alloc::vec::Vec<DatasetInput>,
+    /// Ids of logged models.
+    #[prost(string, repeated, tag = "3")]
+    pub model_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogInputsResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogOutputsRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    /// At most 1000. One that is noted keeps its step.
+    #[prost(message, repeated, tag = "2")]
+    pub models: ::prost::alloc::vec::Vec<ModelOutput>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogOutputsResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListMetricHistoryRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// 1 to 25000; 1000 when left 0.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListMetricHistoryResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub metrics: ::prost::alloc::vec::Vec<Metric>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListDatasetsRequest {
+    /// 1 to 20.
+    #[prost(int64, repeated, tag = "1")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListDatasetsResponse {
+    /// By experiment, name and digest.
+    #[prost(message, repeated, tag = "1")]
+    pub datasets: ::prost::alloc::vec::Vec<DatasetSummary>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateLoggedModelRequest {
+    /// 0 is the default experiment.
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    /// At most 500 characters without '/', ':', '.', '%' and quotes. Empty: one made of the model's id.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// At most 500 characters.
+    #[prost(string, tag = "3")]
+    pub model_type: ::prost::alloc::string::String,
+    /// At most 256 characters; empty for none.
+    #[prost(string, tag = "4")]
+    pub source_run_id: ::prost::alloc::string::String,
+    /// At most 1000; as in LogBatch.
+    #[prost(map = "string, string", tag = "5")]
+    pub params: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// At most 1000; as in LogBatch.
+    #[prost(map = "string, string", tag = "6")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateLoggedModelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<LoggedModel>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLoggedModelRequest {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetLoggedModelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<LoggedModel>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchLoggedModelsRequest {
+    /// At most 10000; none finds none.
+    #[prost(int64, repeated, tag = "1")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+    /// Over attributes, metrics, params and tags.
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// At most 1000: only those measured on one of these. Any when empty.
+    #[prost(message, repeated, tag = "3")]
+    pub datasets: ::prost::alloc::vec::Vec<LoggedModelDataset>,
+    #[prost(message, repeated, tag = "4")]
+    pub order_by: ::prost::alloc::vec::Vec<LoggedModelOrder>,
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "5")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "6")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A dataset that logged models were measured on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoggedModelDataset {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Any when empty.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+}
+/// One key to sort logged models by.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoggedModelOrder {
+    /// An attribute, or "metrics." and a key.
+    #[prost(string, tag = "1")]
+    pub field_name: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub descending: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchLoggedModelsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub models: ::prost::alloc::vec::Vec<LoggedModel>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FinalizeLoggedModelRequest {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    /// Required.
+    #[prost(enumeration = "LoggedModelStatus", tag = "2")]
+    pub status: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FinalizeLoggedModelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<LoggedModel>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AddLoggedModelParamsRequest {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    /// At most 1000; as in LogBatch.
+    #[prost(map = "string, string", tag = "2")]
+    pub params: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AddLoggedModelParamsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<LoggedModel>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetLoggedModelTagsRequest {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    /// At most 1000; as in LogBatch.
+    #[prost(map = "string, string", tag = "2")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetLoggedModelTagsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<LoggedModel>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteLoggedModelTagRequest {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteLoggedModelTagResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteLoggedModelRequest {
+    #[prost(string, tag = "1")]
+    pub model_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteLoggedModelResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchModelsRequest {
+    /// Over name and tags.
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
+    /// Over name, creation_timestamp and last_updated_timestamp.
+    #[prost(string, repeated, tag = "2")]
+    pub order_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchModelsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub models: ::prost::alloc::vec::Vec<Model>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchVersionsRequest {
+    /// Over name, version_number, run_id, source_path and tags.
+    #[prost(string, tag = "1")]
+    pub filter: ::prost::alloc::string::String,
+    /// Over name, version_number, creation_timestamp and last_updated_timestamp.
+    #[prost(string, repeated, tag = "2")]
+    pub order_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "3")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "4")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchVersionsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub versions: ::prost::alloc::vec::Vec<StagedVersion>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListLatestVersionsRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// Only these stages; all when empty.
+    #[prost(enumeration = "Stage", repeated, tag = "2")]
+    pub stages: ::prost::alloc::vec::Vec<i32>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListLatestVersionsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub versions: ::prost::alloc::vec::Vec<StagedVersion>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TransitionStageRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+    /// Required.
+    #[prost(enumeration = "Stage", tag = "3")]
+    pub stage: i32,
+    /// Moves the other versions there to the archive; for STAGING and PRODUCTION only.
+    #[prost(bool, tag = "4")]
+    pub archive_existing_versions: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TransitionStageResponse {
+    #[prost(message, optional, tag = "1")]
+    pub version: ::core::option::Option<StagedVersion>,
+}
+/// Which of the living and the deleted are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LifecycleView {
+    /// The active ones.
+    Unspecified = 0,
+    Active = 1,
+    Deleted = 2,
+    All = 3,
+}
+impl LifecycleView {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LIFECYCLE_VIEW_UNSPECIFIED",
+            Self::Active => "LIFECYCLE_VIEW_ACTIVE",
+            Self::Deleted => "LIFECYCLE_VIEW_DELETED",
+            Self::All => "LIFECYCLE_VIEW_ALL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LIFECYCLE_VIEW_UNSPECIFIED" => Some(Self::Unspecified),
+            "LIFECYCLE_VIEW_ACTIVE" => Some(Self::Active),
+            "LIFECYCLE_VIEW_DELETED" => Some(Self::Deleted),
+            "LIFECYCLE_VIEW_ALL" => Some(Self::All),
+            _ => None,
+        }
+    }
+}
+/// How a run is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RunStatus {
+    Unspecified = 0,
+    Running = 1,
+    Scheduled = 2,
+    Finished = 3,
+    Failed = 4,
+    Killed = 5,
+}
+impl RunStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RUN_STATUS_UNSPECIFIED",
+            Self::Running => "RUN_STATUS_RUNNING",
+            Self::Scheduled => "RUN_STATUS_SCHEDULED",
+            Self::Finished => "RUN_STATUS_FINISHED",
+            Self::Failed => "RUN_STATUS_FAILED",
+            Self::Killed => "RUN_STATUS_KILLED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RUN_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "RUN_STATUS_RUNNING" => Some(Self::Running),
+            "RUN_STATUS_SCHEDULED" => Some(Self::Scheduled),
+            "RUN_STATUS_FINISHED" => Some(Self::Finished),
+            "RUN_STATUS_FAILED" => Some(Self::Failed),
+            "RUN_STATUS_KILLED" => Some(Self::Killed),
+            _ => None,
+        }
+    }
+}
+/// Whether a logged model's files are all there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LoggedModelStatus {
+    Unspecified = 0,
+    Pending = 1,
+    Ready = 2,
+    UploadFailed = 3,
+}
+impl LoggedModelStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LOGGED_MODEL_STATUS_UNSPECIFIED",
+            Self::Pending => "LOGGED_MODEL_STATUS_PENDING",
+            Self::Ready => "LOGGED_MODEL_STATUS_READY",
+            Self::UploadFailed => "LOGGED_MODEL_STATUS_UPLOAD_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOGGED_MODEL_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "LOGGED_MODEL_STATUS_PENDING" => Some(Self::Pending),
+            "LOGGED_MODEL_STATUS_READY" => Some(Self::Ready),
+            "LOGGED_MODEL_STATUS_UPLOAD_FAILED" => Some(Self::UploadFailed),
+            _ => None,
+        }
+    }
+}
+/// The stage of a version, which aliases have replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Stage {
+    Unspecified = 0,
+    None = 1,
+    Staging = 2,
+    Production = 3,
+    Archived = 4,
+}
+impl Stage {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STAGE_UNSPECIFIED",
+            Self::None => "STAGE_NONE",
+            Self::Staging => "STAGE_STAGING",
+            Self::Production => "STAGE_PRODUCTION",
+            Self::Archived => "STAGE_ARCHIVED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STAGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "STAGE_NONE" => Some(Self::None),
+            "STAGE_STAGING" => Some(Self::Staging),
+            "STAGE_PRODUCTION" => Some(Self::Production),
+            "STAGE_ARCHIVED" => Some(Self::Archived),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod tracking_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What training leaves behind: experiments, their runs, and the models that runs logged; and the searches, latest
+    /// versions and stages of registered models that MLflow's clients know.
+    ///
+    /// It is the store that MLflow's REST API writes: what one side does the other sees at once, and both have the same
+    /// limits. Filters and orders are MLflow's grammar: comparisons joined by AND, as `metrics.loss < 0.1 AND params.depth =  '3'`, and `metrics.loss DESC`; a filter has at most 100000 bytes and 200 comparisons.
+    ///
+    /// Times are milliseconds since 1970-01-01 UTC, as MLflow's clients send them. Texts hold no NUL character.
+    ///
+    /// No call takes a request id. Those that log, tag, update or finalize say the same when they are repeated: one value of
+    /// a metric counts once, a parameter keeps its value, a tag its last. CreateRun and CreateLoggedModel make another each
+    /// time.
+    ///
+    /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", and `ResourceInfo` for what was not
+    /// found: EXPERIMENT_NOT_FOUND, RUN_NOT_FOUND, LOGGED_MODEL_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, TAG_NOT_FOUND
+    /// (NOT_FOUND); EXPERIMENT_EXISTS (ALREADY_EXISTS); INVALID_STATE (FAILED_PRECONDITION); INVALID_PARAMETER_VALUE and the
+    /// INVALID\_… of `ModelRegistryService` (INVALID_ARGUMENT). What was refused wrote nothing.
+    #[derive(Debug, Clone)]
+    pub struct TrackingServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl TrackingServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> TrackingServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> TrackingServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            TrackingServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Adds an experiment. ALREADY_EXISTS while any experiment has the name, deleted or not.
+        pub async fn create_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/CreateExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "CreateExperiment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns an experiment, deleted or not, by number or by name.
+        pub async fn get_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/GetExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "GetExperiment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds experiments, in pages: newest first unless ordered otherwise.
+        pub async fn search_experiments(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchExperimentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchExperimentsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SearchExperiments",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "SearchExperiments",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Renames an experiment. FAILED_PRECONDITION when it is deleted, ALREADY_EXISTS when the name is taken.
+        pub async fn update_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/UpdateExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "UpdateExperiment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes an active experiment and its runs; both stay and can be restored. NOT_FOUND when it is deleted already.
+        pub async fn delete_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/DeleteExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "DeleteExperiment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Restores a deleted experiment and all its runs. NOT_FOUND when it is active.
+        pub async fn restore_experiment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestoreExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreExperimentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/RestoreExperiment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "RestoreExperiment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets a tag of an active experiment.
+        pub async fn set_experiment_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetExperimentTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetExperimentTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SetExperimentTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "SetExperimentTag",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a tag of an active experiment. NOT_FOUND when it isn't set.
+        pub async fn delete_experiment_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteExperimentTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteExperimentTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/DeleteExperimentTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "DeleteExperimentTag",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins a run of an active experiment.
+        pub async fn create_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/CreateRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "CreateRun"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a run, deleted or not, with what it logged.
+        pub async fn get_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRunRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetRunResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/GetRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "GetRun"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds runs of some experiments, in pages: last started first unless ordered otherwise.
+        pub async fn search_runs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchRunsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchRunsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SearchRuns",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "SearchRuns"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes what is given of an active run.
+        pub async fn update_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/UpdateRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "UpdateRun"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes an active run; it stays and can be restored.
+        pub async fn delete_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/DeleteRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "DeleteRun"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Restores a deleted run.
+        pub async fn restore_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestoreRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/RestoreRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "RestoreRun"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a tag of an active run. NOT_FOUND when it isn't set. LogBatch sets tags.
+        pub async fn delete_run_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRunTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRunTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/DeleteRunTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "DeleteRunTag",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Logs metrics, parameters and tags of an active run: all of it or nothing. A parameter has one value for ever: another
+        /// is refused with INVALID_ARGUMENT.
+        pub async fn log_batch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LogBatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LogBatchResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/LogBatch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "LogBatch"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Notes which datasets and logged models an active run read.
+        pub async fn log_inputs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LogInputsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LogInputsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/LogInputs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "LogInputs"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Notes which logged models an active run made.
+        pub async fn log_outputs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LogOutputsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LogOutputsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/LogOutputs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TrackingService", "LogOutputs"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the values of a metric of a run by timestamp, step and value, in pages; none where none was logged.
+        pub async fn list_metric_history(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListMetricHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListMetricHistoryResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/ListMetricHistory",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "ListMetricHistory",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists which datasets the runs of some experiments have used for what; at most 1000.
+        pub async fn list_datasets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListDatasetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDatasetsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/ListDatasets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "ListDatasets",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds a PENDING logged model to an active experiment.
+        pub async fn create_logged_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateLoggedModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/CreateLoggedModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "CreateLoggedModel",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a logged model. A deleted one is not found.
+        pub async fn get_logged_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLoggedModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/GetLoggedModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "GetLoggedModel",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds logged models of some experiments, in pages: newest first unless ordered otherwise.
+        pub async fn search_logged_models(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchLoggedModelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchLoggedModelsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SearchLoggedModels",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "SearchLoggedModels",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says whether the files of a logged model are all there.
+        pub async fn finalize_logged_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FinalizeLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FinalizeLoggedModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/FinalizeLoggedModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "FinalizeLoggedModel",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds parameters to a logged model. One that is there with another value is refused with INVALID_ARGUMENT.
+        pub async fn add_logged_model_params(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AddLoggedModelParamsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddLoggedModelParamsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/AddLoggedModelParams",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "AddLoggedModelParams",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets tags of a logged model.
+        pub async fn set_logged_model_tags(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetLoggedModelTagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLoggedModelTagsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SetLoggedModelTags",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "SetLoggedModelTags",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a tag of a logged model. NOT_FOUND when it isn't set.
+        pub async fn delete_logged_model_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteLoggedModelTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteLoggedModelTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/DeleteLoggedModelTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "DeleteLoggedModelTag",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a logged model.
+        pub async fn delete_logged_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteLoggedModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/DeleteLoggedModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "DeleteLoggedModel",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds registered models, in pages: by name unless ordered otherwise.
+        pub async fn search_models(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchModelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchModelsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SearchModels",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "SearchModels",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds versions of whatever model, in pages: last changed first unless ordered otherwise.
+        pub async fn search_versions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchVersionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchVersionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/SearchVersions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "SearchVersions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the newest version in each stage of a model.
+        pub async fn list_latest_versions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListLatestVersionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLatestVersionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/ListLatestVersions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "ListLatestVersions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Moves a version to a stage. Stages are for MLflow's older clients: aliases took their place.
+        pub async fn transition_stage(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TransitionStageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TransitionStageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TrackingService/TransitionStage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TrackingService",
+                        "TransitionStage",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod tracking_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with TrackingServiceServer.
+    #[async_trait]
+    pub trait TrackingService: std::marker::Send + std::marker::Sync + 'static {
+        /// Adds an experiment. ALREADY_EXISTS while any experiment has the name, deleted or not.
+        async fn create_experiment(
+            &self,
+            request: tonic::Request<super::CreateExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateExperimentResponse>,
+            tonic::Status,
+        >;
+        /// Returns an experiment, deleted or not, by number or by name.
+        async fn get_experiment(
+            &self,
+            request: tonic::Request<super::GetExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetExperimentResponse>,
+            tonic::Status,
+        >;
+        /// Finds experiments, in pages: newest first unless ordered otherwise.
+        async fn search_experiments(
+            &self,
+            request: tonic::Request<super::SearchExperimentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchExperimentsResponse>,
+            tonic::Status,
+        >;
+        /// Renames an experiment. FAILED_PRECONDITION when it is deleted, ALREADY_EXISTS when the name is taken.
+        async fn update_experiment(
+            &self,
+            request: tonic::Request<super::UpdateExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateExperimentResponse>,
+            tonic::Status,
+        >;
+        /// Deletes an active experiment and its runs; both stay and can be restored. NOT_FOUND when it is deleted already.
+        async fn delete_experiment(
+            &self,
+            request: tonic::Request<super::DeleteExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteExperimentResponse>,
+            tonic::Status,
+        >;
+        /// Restores a deleted experiment and all its runs. NOT_FOUND when it is active.
+        async fn restore_experiment(
+            &self,
+            request: tonic::Request<super::RestoreExperimentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreExperimentResponse>,
+            tonic::Status,
+        >;
+        /// Sets a tag of an active experiment.
+        async fn set_experiment_tag(
+            &self,
+            request: tonic::Request<super::SetExperimentTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetExperimentTagResponse>,
+            tonic::Status,
+        >;
+        /// Removes a tag of an active experiment. NOT_FOUND when it isn't set.
+        async fn delete_experiment_tag(
+            &self,
+            request: tonic::Request<super::DeleteExperimentTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteExperimentTagResponse>,
+            tonic::Status,
+        >;
+        /// Begins a run of an active experiment.
+        async fn create_run(
+            &self,
+            request: tonic::Request<super::CreateRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateRunResponse>,
+            tonic::Status,
+        >;
+        /// Returns a run, deleted or not, with what it logged.
+        async fn get_run(
+            &self,
+            request: tonic::Request<super::GetRunRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetRunResponse>, tonic::Status>;
+        /// Finds runs of some experiments, in pages: last started first unless ordered otherwise.
+        async fn search_runs(
+            &self,
+            request: tonic::Request<super::SearchRunsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchRunsResponse>,
+            tonic::Status,
+        >;
+        /// Changes what is given of an active run.
+        async fn update_run(
+            &self,
+            request: tonic::Request<super::UpdateRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateRunResponse>,
+            tonic::Status,
+        >;
+        /// Deletes an active run; it stays and can be restored.
+        async fn delete_run(
+            &self,
+            request: tonic::Request<super::DeleteRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRunResponse>,
+            tonic::Status,
+        >;
+        /// Restores a deleted run.
+        async fn restore_run(
+            &self,
+            request: tonic::Request<super::RestoreRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RestoreRunResponse>,
+            tonic::Status,
+        >;
+        /// Removes a tag of an active run. NOT_FOUND when it isn't set. LogBatch sets tags.
+        async fn delete_run_tag(
+            &self,
+            request: tonic::Request<super::DeleteRunTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRunTagResponse>,
+            tonic::Status,
+        >;
+        /// Logs metrics, parameters and tags of an active run: all of it or nothing. A parameter has one value for ever: another
+        /// is refused with INVALID_ARGUMENT.
+        async fn log_batch(
+            &self,
+            request: tonic::Request<super::LogBatchRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LogBatchResponse>,
+            tonic::Status,
+        >;
+        /// Notes which datasets and logged models an active run read.
+        async fn log_inputs(
+            &self,
+            request: tonic::Request<super::LogInputsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LogInputsResponse>,
+            tonic::Status,
+        >;
+        /// Notes which logged models an active run made.
+        async fn log_outputs(
+            &self,
+            request: tonic::Request<super::LogOutputsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LogOutputsResponse>,
+            tonic::Status,
+        >;
+        /// Lists the values of a metric of a run by timestamp, step and value, in pages; none where none was logged.
+        async fn list_metric_history(
+            &self,
+            request: tonic::Request<super::ListMetricHistoryRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListMetricHistoryResponse>,
+            tonic::Status,
+        >;
+        /// Lists which datasets the runs of some experiments have used for what; at most 1000.
+        async fn list_datasets(
+            &self,
+            request: tonic::Request<super::ListDatasetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListDatasetsResponse>,
+            tonic::Status,
+        >;
+        /// Adds a PENDING logged model to an active experiment.
+        async fn create_logged_model(
+            &self,
+            request: tonic::Request<super::CreateLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateLoggedModelResponse>,
+            tonic::Status,
+        >;
+        /// Returns a logged model. A deleted one is not found.
+        async fn get_logged_model(
+            &self,
+            request: tonic::Request<super::GetLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLoggedModelResponse>,
+            tonic::Status,
+        >;
+        /// Finds logged models of some experiments, in pages: newest first unless ordered otherwise.
+        async fn search_logged_models(
+            &self,
+            request: tonic::Request<super::SearchLoggedModelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchLoggedModelsResponse>,
+            tonic::Status,
+        >;
+        /// Says whether the files of a logged model are all there.
+        async fn finalize_logged_model(
+            &self,
+            request: tonic::Request<super::FinalizeLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FinalizeLoggedModelResponse>,
+            tonic::Status,
+        >;
+        /// Adds parameters to a logged model. One that is there with another value is refused with INVALID_ARGUMENT.
+        async fn add_logged_model_params(
+            &self,
+            request: tonic::Request<super::AddLoggedModelParamsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddLoggedModelParamsResponse>,
+            tonic::Status,
+        >;
+        /// Sets tags of a logged model.
+        async fn set_logged_model_tags(
+            &self,
+            request: tonic::Request<super::SetLoggedModelTagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetLoggedModelTagsResponse>,
+            tonic::Status,
+        >;
+        /// Removes a tag of a logged model. NOT_FOUND when it isn't set.
+        async fn delete_logged_model_tag(
+            &self,
+            request: tonic::Request<super::DeleteLoggedModelTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteLoggedModelTagResponse>,
+            tonic::Status,
+        >;
+        /// Deletes a logged model.
+        async fn delete_logged_model(
+            &self,
+            request: tonic::Request<super::DeleteLoggedModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteLoggedModelResponse>,
+            tonic::Status,
+        >;
+        /// Finds registered models, in pages: by name unless ordered otherwise.
+        async fn search_models(
+            &self,
+            request: tonic::Request<super::SearchModelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchModelsResponse>,
+            tonic::Status,
+        >;
+        /// Finds versions of whatever model, in pages: last changed first unless ordered otherwise.
+        async fn search_versions(
+            &self,
+            request: tonic::Request<super::SearchVersionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchVersionsResponse>,
+            tonic::Status,
+        >;
+        /// Lists the newest version in each stage of a model.
+        async fn list_latest_versions(
+            &self,
+            request: tonic::Request<super::ListLatestVersionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLatestVersionsResponse>,
+            tonic::Status,
+        >;
+        /// Moves a version to a stage. Stages are for MLflow's older clients: aliases took their place.
+        async fn transition_stage(
+            &self,
+            request: tonic::Request<super::TransitionStageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TransitionStageResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What training leaves behind: experiments, their runs, and the models that runs logged; and the searches, latest
+    /// versions and stages of registered models that MLflow's clients know.
+    ///
+    /// It is the store that MLflow's REST API writes: what one side does the other sees at once, and both have the same
+    /// limits. Filters and orders are MLflow's grammar: comparisons joined by AND, as `metrics.loss < 0.1 AND params.depth =  '3'`, and `metrics.loss DESC`; a filter has at most 100000 bytes and 200 comparisons.
+    ///
+    /// Times are milliseconds since 1970-01-01 UTC, as MLflow's clients send them. Texts hold no NUL character.
+    ///
+    /// No call takes a request id. Those that log, tag, update or finalize say the same when they are repeated: one value of
+    /// a metric counts once, a parameter keeps its value, a tag its last. CreateRun and CreateLoggedModel make another each
+    /// time.
+    ///
+    /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", and `ResourceInfo` for what was not
+    /// found: EXPERIMENT_NOT_FOUND, RUN_NOT_FOUND, LOGGED_MODEL_NOT_FOUND, MODEL_NOT_FOUND, VERSION_NOT_FOUND, TAG_NOT_FOUND
+    /// (NOT_FOUND); EXPERIMENT_EXISTS (ALREADY_EXISTS); INVALID_STATE (FAILED_PRECONDITION); INVALID_PARAMETER_VALUE and the
+    /// INVALID\_… of `ModelRegistryService` (INVALID_ARGUMENT). What was refused wrote nothing.
+    #[derive(Debug)]
+    pub struct TrackingServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> TrackingServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for TrackingServiceServer<T>
+    where
+        T: TrackingService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/verdict.registry.v1.TrackingService/CreateExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateExperimentSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::CreateExperimentRequest>
+                    for CreateExperimentSvc<T> {
+                        type Response = super::CreateExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::create_experiment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/GetExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetExperimentSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::GetExperimentRequest>
+                    for GetExperimentSvc<T> {
+                        type Response = super::GetExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::get_experiment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SearchExperiments" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchExperimentsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SearchExperimentsRequest>
+                    for SearchExperimentsSvc<T> {
+                        type Response = super::SearchExperimentsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchExperimentsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::search_experiments(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchExperimentsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/UpdateExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateExperimentSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::UpdateExperimentRequest>
+                    for UpdateExperimentSvc<T> {
+                        type Response = super::UpdateExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::update_experiment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/DeleteExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteExperimentSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::DeleteExperimentRequest>
+                    for DeleteExperimentSvc<T> {
+                        type Response = super::DeleteExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::delete_experiment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/RestoreExperiment" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestoreExperimentSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::RestoreExperimentRequest>
+                    for RestoreExperimentSvc<T> {
+                        type Response = super::RestoreExperimentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestoreExperimentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::restore_experiment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestoreExperimentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SetExperimentTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetExperimentTagSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SetExperimentTagRequest>
+                    for SetExperimentTagSvc<T> {
+                        type Response = super::SetExperimentTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetExperimentTagRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::set_experiment_tag(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetExperimentTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/DeleteExperimentTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteExperimentTagSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::DeleteExperimentTagRequest>
+                    for DeleteExperimentTagSvc<T> {
+                        type Response = super::DeleteExperimentTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteExperimentTagRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::delete_experiment_tag(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteExperimentTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/CreateRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateRunSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::CreateRunRequest>
+                    for CreateRunSvc<T> {
+                        type Response = super::CreateRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::create_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/GetRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRunSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::GetRunRequest>
+                    for GetRunSvc<T> {
+                        type Response = super::GetRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::get_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SearchRuns" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchRunsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SearchRunsRequest>
+                    for SearchRunsSvc<T> {
+                        type Response = super::SearchRunsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchRunsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::search_runs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchRunsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/UpdateRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateRunSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::UpdateRunRequest>
+                    for UpdateRunSvc<T> {
+                        type Response = super::UpdateRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::update_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/DeleteRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteRunSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::DeleteRunRequest>
+                    for DeleteRunSvc<T> {
+                        type Response = super::DeleteRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::delete_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/RestoreRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestoreRunSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::RestoreRunRequest>
+                    for RestoreRunSvc<T> {
+                        type Response = super::RestoreRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestoreRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::restore_run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestoreRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/DeleteRunTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteRunTagSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::DeleteRunTagRequest>
+                    for DeleteRunTagSvc<T> {
+                        type Response = super::DeleteRunTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRunTagRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::delete_run_tag(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteRunTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/LogBatch" => {
+                    #[allow(non_camel_case_types)]
+                    struct LogBatchSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::LogBatchRequest>
+                    for LogBatchSvc<T> {
+                        type Response = super::LogBatchResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LogBatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::log_batch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LogBatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/LogInputs" => {
+                    #[allow(non_camel_case_types)]
+                    struct LogInputsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::LogInputsRequest>
+                    for LogInputsSvc<T> {
+                        type Response = super::LogInputsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LogInputsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::log_inputs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LogInputsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/LogOutputs" => {
+                    #[allow(non_camel_case_types)]
+                    struct LogOutputsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::LogOutputsRequest>
+                    for LogOutputsSvc<T> {
+                        type Response = super::LogOutputsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LogOutputsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::log_outputs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LogOutputsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/ListMetricHistory" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListMetricHistorySvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::ListMetricHistoryRequest>
+                    for ListMetricHistorySvc<T> {
+                        type Response = super::ListMetricHistoryResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListMetricHistoryRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::list_metric_history(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListMetricHistorySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/ListDatasets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListDatasetsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::ListDatasetsRequest>
+                    for ListDatasetsSvc<T> {
+                        type Response = super::ListDatasetsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListDatasetsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::list_datasets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListDatasetsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/CreateLoggedModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateLoggedModelSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::CreateLoggedModelRequest>
+                    for CreateLoggedModelSvc<T> {
+                        type Response = super::CreateLoggedModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateLoggedModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::create_logged_model(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateLoggedModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/GetLoggedModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetLoggedModelSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::GetLoggedModelRequest>
+                    for GetLoggedModelSvc<T> {
+                        type Response = super::GetLoggedModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetLoggedModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::get_logged_model(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetLoggedModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SearchLoggedModels" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchLoggedModelsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SearchLoggedModelsRequest>
+                    for SearchLoggedModelsSvc<T> {
+                        type Response = super::SearchLoggedModelsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchLoggedModelsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::search_logged_models(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchLoggedModelsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/FinalizeLoggedModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct FinalizeLoggedModelSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::FinalizeLoggedModelRequest>
+                    for FinalizeLoggedModelSvc<T> {
+                        type Response = super::FinalizeLoggedModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FinalizeLoggedModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::finalize_logged_model(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FinalizeLoggedModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/AddLoggedModelParams" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddLoggedModelParamsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::AddLoggedModelParamsRequest>
+                    for AddLoggedModelParamsSvc<T> {
+                        type Response = super::AddLoggedModelParamsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AddLoggedModelParamsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::add_logged_model_params(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddLoggedModelParamsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SetLoggedModelTags" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetLoggedModelTagsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SetLoggedModelTagsRequest>
+                    for SetLoggedModelTagsSvc<T> {
+                        type Response = super::SetLoggedModelTagsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetLoggedModelTagsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::set_logged_model_tags(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetLoggedModelTagsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/DeleteLoggedModelTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteLoggedModelTagSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::DeleteLoggedModelTagRequest>
+                    for DeleteLoggedModelTagSvc<T> {
+                        type Response = super::DeleteLoggedModelTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteLoggedModelTagRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::delete_logged_model_tag(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteLoggedModelTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/DeleteLoggedModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteLoggedModelSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::DeleteLoggedModelRequest>
+                    for DeleteLoggedModelSvc<T> {
+                        type Response = super::DeleteLoggedModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteLoggedModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::delete_logged_model(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteLoggedModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SearchModels" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchModelsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SearchModelsRequest>
+                    for SearchModelsSvc<T> {
+                        type Response = super::SearchModelsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchModelsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::search_models(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchModelsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/SearchVersions" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchVersionsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::SearchVersionsRequest>
+                    for SearchVersionsSvc<T> {
+                        type Response = super::SearchVersionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchVersionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::search_versions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchVersionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/ListLatestVersions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListLatestVersionsSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::ListLatestVersionsRequest>
+                    for ListLatestVersionsSvc<T> {
+                        type Response = super::ListLatestVersionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListLatestVersionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::list_latest_versions(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListLatestVersionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TrackingService/TransitionStage" => {
+                    #[allow(non_camel_case_types)]
+                    struct TransitionStageSvc<T: TrackingService>(pub Arc<T>);
+                    impl<
+                        T: TrackingService,
+                    > tonic::server::UnaryService<super::TransitionStageRequest>
+                    for TransitionStageSvc<T> {
+                        type Response = super::TransitionStageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TransitionStageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TrackingService>::transition_stage(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TransitionStageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for TrackingServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "verdict.registry.v1.TrackingService";
+    impl<T> tonic::server::NamedService for TrackingServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

@@ -15,6 +15,7 @@ use verdict_api::registry::download_artifact_response::Part as Downloaded;
 use verdict_api::registry::lineage_service_server::LineageServiceServer;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
 use verdict_api::registry::protection_service_server::ProtectionServiceServer;
+use verdict_api::registry::tracking_service_server::TrackingServiceServer;
 use verdict_api::registry::upload_artifact_request::Part as Uploaded;
 
 use crate::artifacts::spool::Spool;
@@ -30,6 +31,7 @@ use crate::store::{Call, Everything};
 mod audit;
 mod lineage;
 mod protection;
+mod tracking;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -42,15 +44,18 @@ pub(crate) struct Registry {
 }
 
 /// The routes of the services; callers may send messages of at most `max_message_bytes`.
-pub(crate) fn routes(registry: Registry, max_message_bytes: usize) -> Routes {
+/// Experiments keep their files below `artifact_root` unless they say otherwise.
+pub(crate) fn routes(registry: Registry, artifact_root: &str, max_message_bytes: usize) -> Routes {
     let (store, feed) = (registry.store.clone(), registry.feed.clone());
     let log = audit::Log { store: store.clone() };
     let trail = lineage::Trail { store: store.clone() };
-    let guard = protection::Guard { store, feed };
+    let guard = protection::Guard { store: store.clone(), feed: feed.clone() };
+    let tracking = tracking::Tracking { store, feed, artifact_root: artifact_root.to_owned() };
     Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
         .add_service(AuditServiceServer::new(log).max_decoding_message_size(max_message_bytes))
         .add_service(LineageServiceServer::new(trail).max_decoding_message_size(max_message_bytes))
         .add_service(ProtectionServiceServer::new(guard).max_decoding_message_size(max_message_bytes))
+        .add_service(TrackingServiceServer::new(tracking).max_decoding_message_size(max_message_bytes))
 }
 
 impl Registry {

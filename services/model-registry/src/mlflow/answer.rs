@@ -6,8 +6,8 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
-use super::request::page_token;
 use crate::model::{Micros, Model, Origin, Stage, Version};
+use crate::tracking::page::token;
 use crate::tracking::{DatasetInput, Experiment, LoggedModel, LoggedModelStatus, Metric, ModelOutput, Run, RunStatus};
 
 /// Answers with `{name: value}`.
@@ -24,7 +24,7 @@ pub(super) fn nothing() -> Response {
 pub(super) fn page(name: &str, items: Vec<Value>, next: Option<u64>) -> Response {
     let mut fields = Map::from_iter([(name.to_owned(), Value::Array(items))]);
     if let Some(next) = next {
-        fields.insert("next_page_token".to_owned(), page_token(next).into());
+        fields.insert("next_page_token".to_owned(), token(next).into());
     }
     Json(Value::Object(fields)).into_response()
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::refusal::Refusal;
 use super::registered::VERSIONS;
-use super::request::{Fields, missing};
+use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, answer};
 use crate::artifacts::{Direction, checked, limited};
 use crate::error::{Dependency, Entity, Error};

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::request::Fields;
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::search::Subject;
-use crate::tracking::{ExperimentChange, ExperimentDraft, ExperimentRef, Location, Millis, Search, View, limits};
+use crate::tracking::{ExperimentChange, ExperimentDraft, ExperimentRef, Millis, Search, View};
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -55,31 +55,10 @@ pub(super) fn view(fields: &Fields, name: &str) -> Result<View, Refusal> {
     }
 }
 
-/// A path without a scheme is one of this machine, from where the registry was started.
-fn absolute(location: String) -> String {
-    let has_scheme = location.split_once(':').is_some_and(|(scheme, _)| !scheme.contains('/'));
-    if has_scheme || location.starts_with('/') {
-        return location;
-    }
-    std::env::current_dir().map_or(location.clone(), |dir| dir.join(&location).display().to_string())
-}
-
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    let name = fields.required("name")?;
-    limits::experiment_name(&name)?;
-    let artifact_location = fields.text("artifact_location")?.filter(|location| !location.is_empty());
-    let location = match artifact_location {
-        None => Location::Below(mlflow.artifact_root.clone()),
-        Some(location) => {
-            limits::artifact_location(&location)?;
-            Location::At(absolute(location))
-        }
-    };
-    let tags = fields.pairs("tags")?;
-    for (key, value) in &tags {
-        limits::experiment_tag(key, value)?;
-    }
-    let id = mlflow.store.create_experiment(Millis::now(), &ExperimentDraft { name, location, tags }).await?;
+    let (name, place, tags) = (fields.required("name")?, fields.text("artifact_location")?, fields.pairs("tags")?);
+    let draft = ExperimentDraft::new(name, place, &mlflow.artifact_root, tags)?;
+    let id = mlflow.store.create_experiment(Millis::now(), &draft).await?;
     Ok(answer::one("experiment_id", id.to_string().into()))
 }
 
@@ -125,14 +104,12 @@ async fn restore(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 
 async fn rename(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let Some(name) = fields.text("new_name")?.filter(|name| !name.is_empty()) else { return Ok(answer::nothing()) };
-    limits::experiment_name(&name)?;
-    change(&mlflow, &fields, ExperimentChange::Rename(name)).await
+    change(&mlflow, &fields, ExperimentChange::rename(name)?).await
 }
 
 async fn set_tag(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let (key, value) = (fields.required("key")?, fields.text_or_empty("value")?);
-    limits::experiment_tag(&key, &value)?;
-    change(&mlflow, &fields, ExperimentChange::SetTag(key, value)).await
+    change(&mlflow, &fields, ExperimentChange::set_tag(key, value)?).await
 }
 
 async fn delete_tag(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {

@@ -1,13 +1,12 @@
 //! Logged models, MLflow 3's.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::routing::{delete, get, patch, post};
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::experiments::experiment_id;
-use super::request::Fields;
+use super::request::{Fields, Path};
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::search::{Order, Subject, order};
 use crate::tracking::{LoggedModelChange, LoggedModelDraft, LoggedModelStatus, Millis, Search, View, limits};
@@ -24,27 +23,9 @@ pub(super) fn routes() -> Router<Mlflow> {
 
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let experiment = experiment_id(&fields.required("experiment_id")?)?;
-    let id = format!("m-{}", Uuid::new_v4().simple());
-    let name = fields.text("name")?.filter(|name| !name.is_empty());
-    if let Some(name) = &name {
-        limits::logged_model_name(name)?;
-    }
-    let (params, tags) = (fields.pairs("params")?, fields.pairs("tags")?);
-    for (index, (key, value)) in params.iter().enumerate() {
-        limits::param(&format!("params[{index}]"), key, value)?;
-    }
-    for (index, (key, value)) in tags.iter().enumerate() {
-        limits::tag(&format!("tags[{index}]"), key, value)?;
-    }
-    let draft = LoggedModelDraft {
-        name: name.unwrap_or_else(|| format!("model-{}", &id[2..10])),
-        id,
-        experiment,
-        model_type: fields.text_or_empty("model_type")?,
-        source_run: fields.text_or_empty("source_run_id")?,
-        params,
-        tags,
-    };
+    let (name, kind, run) =
+        (fields.text("name")?, fields.text_or_empty("model_type")?, fields.text_or_empty("source_run_id")?);
+    let draft = LoggedModelDraft::new(experiment, name, kind, run, fields.pairs("params")?, fields.pairs("tags")?)?;
     let model = mlflow.store.create_logged_model(Millis::now(), &draft).await?;
     Ok(answer::one("model", answer::logged_model(model)))
 }
@@ -74,6 +55,7 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         offset: fields.offset()?,
         limit: fields.limit(100, 50_000)?,
     };
+    limits::search(&search)?;
     let page = mlflow.store.logged_models(&search).await?;
     Ok(answer::page("models", page.items.into_iter().map(answer::logged_model).collect(), page.next))
 }
@@ -108,20 +90,12 @@ async fn remove(State(mlflow): State<Mlflow>, Path(id): Path<String>) -> Answer 
 }
 
 async fn add_params(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: Fields) -> Answer {
-    let params = fields.pairs("params")?;
-    for (index, (key, value)) in params.iter().enumerate() {
-        limits::param(&format!("params[{index}]"), key, value)?;
-    }
-    change(&mlflow, &id, LoggedModelChange::AddParams(params)).await?;
+    change(&mlflow, &id, LoggedModelChange::add_params(fields.pairs("params")?)?).await?;
     Ok(answer::nothing())
 }
 
 async fn set_tags(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: Fields) -> Answer {
-    let tags = fields.pairs("tags")?;
-    for (index, (key, value)) in tags.iter().enumerate() {
-        limits::tag(&format!("tags[{index}]"), key, value)?;
-    }
-    change(&mlflow, &id, LoggedModelChange::SetTags(tags)).await
+    change(&mlflow, &id, LoggedModelChange::set_tags(fields.pairs("tags")?)?).await
 }
 
 async fn delete_tag(State(mlflow): State<Mlflow>, Path((id, key)): Path<(String, String)>) -> Answer {

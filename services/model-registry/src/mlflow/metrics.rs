@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
-use crate::tracking::Metric;
+use crate::tracking::{Metric, limits};
 
 /// Most values of a metric in one answer.
 const MAX_HISTORY: u32 = 25_000;
@@ -29,6 +29,7 @@ pub(super) fn routes() -> Router<Mlflow> {
 
 async fn history(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let (run, key) = (fields.run_id()?, fields.required("metric_key")?);
+    limits::metric_key(&key)?;
     let limit = if fields.has("max_results") { fields.limit(MAX_HISTORY, MAX_HISTORY)? } else { MAX_WHOLE_HISTORY };
     let page = mlflow.store.history(&run, &key, fields.offset()?, limit).await?;
     Ok(answer::page("metrics", page.items.into_iter().map(answer::metric).collect(), page.next))
@@ -54,6 +55,7 @@ async fn bulk(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let Some(key) = fields.text("metric_key")? else {
         return Err(Refusal::invalid("GetMetricHistoryBulk request must specify a metric_key."));
     };
+    limits::metric_key(&key)?;
     let limit = fields.integer("max_results")?.unwrap_or(i64::from(MAX_HISTORY)).clamp(0, i64::from(MAX_HISTORY));
     let limit = u32::try_from(limit).unwrap_or(MAX_HISTORY);
     runs.sort();
@@ -83,6 +85,7 @@ async fn bulk_interval(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         )));
     }
     let key = fields.required("metric_key")?;
+    limits::metric_key(&key)?;
     let wanted = fields.integer("max_results")?.unwrap_or(MAX_SAMPLED);
     if !(1..=MAX_SAMPLED).contains(&wanted) {
         return Err(Refusal::invalid(format!("max_results must be between 1 and {MAX_SAMPLED}.")));

@@ -7,6 +7,9 @@ use serde_json::json;
 
 use crate::error::{Entity, Error};
 
+/// Longest message, in bytes: it quotes what was refused, and that can be long.
+const MAX_MESSAGE: usize = 10_000;
+
 /// Why a call is refused.
 #[derive(Debug)]
 pub(super) struct Refusal {
@@ -32,7 +35,8 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { status, code, message } = self;
+        let Self { status, code, mut message } = self;
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
         (status, Json(json!({"error_code": code, "message": message}))).into_response()
     }
 }

@@ -91,6 +91,7 @@ fn description(fields: &Fields) -> Result<String, Refusal> {
 
 fn checked_tags(fields: &Fields) -> Result<BTreeMap<String, String>, Refusal> {
     let tags = fields.pairs("tags")?;
+    limits::pairs("tags", tags.len())?;
     for (key, value) in &tags {
         limits::registry_tag(key, value)?;
     }
@@ -293,6 +294,7 @@ async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
         limits::version_source(&source, home.as_deref())?;
     }
     let origin = Origin { source, run, run_link: fields.text_or_empty("run_link")?, logged_model };
+    limits::origin(&origin)?;
     let draft = VersionDraft {
         model,
         description: description(&fields)?,
@@ -333,11 +335,8 @@ async fn update_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer 
 async fn move_to_stage(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let (id, text) = (version_id(&fields)?, fields.required("stage")?);
     let (stage, archive) = (stage(&text)?, fields.truth("archive_existing_versions")?.unwrap_or(false));
-    if archive && !matches!(stage, Stage::Staging | Stage::Production) {
-        return Err(Refusal::invalid(format!(
-            "Model version transition cannot archive existing model versions because '{text}' is not an Active stage. \
-             Valid stages are ['Staging', 'Production']"
-        )));
+    if archive {
+        limits::archiving(&text, stage)?;
     }
     let version = mlflow.store.move_to_stage(&Call::now(), &id, stage, archive).await?;
     mlflow.changed(answer::one("model_version", answer::version(version)))

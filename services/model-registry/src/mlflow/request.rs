@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{self, FromRequest, FromRequestParts, Request};
 use axum::http::Method;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
 use crate::search::{Condition, Order, Subject, filter, order};
-use crate::tracking::Millis;
+use crate::tracking::{Millis, limits, page};
 
 type Result<T> = std::result::Result<T, Refusal>;
 
@@ -29,6 +31,18 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         }
         let body = Bytes::from_request(request, state).await.map_err(|error| Refusal::invalid(error.body_text()))?;
         Self::from_json(&body)
+    }
+}
+
+/// The parameters in the path of a call; what is no UTF-8 is refused in MLflow's form.
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
+        let read = extract::Path::from_request_parts(parts, state).await;
+        read.map(|extract::Path(value)| Self(value)).map_err(|error| Refusal::invalid(error.body_text()))
     }
 }
 
@@ -75,8 +89,10 @@ impl Fields {
     pub(super) fn text(&self, name: &str) -> Result<Option<String>> {
         match self.get(name) {
             None => Ok(None),
-            Some(Value::String(text)) if text.contains('\0') => Err(holds_nul(name)),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(Value::String(text)) => {
+                limits::no_nul(name, text)?;
+                Ok(Some(text.clone()))
+            }
             Some(other) => Err(wrong_type(name, other)),
         }
     }
@@ -130,9 +146,7 @@ impl Fields {
             Some(Value::String(_)) => return Ok(self.text(name)?.into_iter().collect()),
             _ => self.list(name)?,
         };
-        if values.iter().any(|value| value.as_str().is_some_and(|text| text.contains('\0'))) {
-            return Err(holds_nul(name));
-        }
+        values.iter().filter_map(Value::as_str).try_for_each(|text| limits::no_nul(name, text))?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         values.iter().map(text).collect::<Option<_>>().ok_or_else(|| wrong_type(name, &Value::Array(values.clone())))
     }
@@ -214,12 +228,7 @@ impl Fields {
     /// How many to pass over, from the token of the page before.
     pub(super) fn offset(&self) -> Result<u64> {
         let token = self.text_or_empty("page_token")?;
-        if token.is_empty() {
-            return Ok(0);
-        }
-        let read = hex::decode(&token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        let offset = read.as_deref().and_then(|text| text.strip_prefix("offset=")).and_then(|text| text.parse().ok());
-        offset.ok_or_else(|| Refusal::invalid("Invalid page token, could not base64-decode: take one from an answer."))
+        Ok(page::offset(&token)?)
     }
 
     /// The conditions of `filter`.
@@ -233,19 +242,9 @@ impl Fields {
     }
 }
 
-/// The token of the page that begins at `offset`.
-pub(super) fn page_token(offset: u64) -> String {
-    hex::encode(format!("offset={offset}"))
-}
-
 /// `Missing value for required parameter '…'.`
 pub(super) fn missing(name: &str) -> Refusal {
     Refusal::invalid(format!("Missing value for required parameter '{name}'. {DOCS}"))
-}
-
-/// PostgreSQL can't keep NUL, so neither database is given one.
-fn holds_nul(name: &str) -> Refusal {
-    Refusal::invalid(format!("Invalid value for parameter '{name}' supplied: it must not hold NUL characters. {DOCS}"))
 }
 
 fn integer(name: &str, value: &Value) -> Result<i64> {

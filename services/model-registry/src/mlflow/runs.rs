@@ -4,7 +4,6 @@ use axum::Router;
 use axum::extract::State;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
-use uuid::Uuid;
 
 use super::experiments::{experiment_id, view};
 use super::request::{Fields, missing};
@@ -14,11 +13,6 @@ use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, RunChange, RunDraft, RunStatus, Search, Uses,
     limits,
 };
-
-/// Most experiments whose datasets are asked for at once.
-const MAX_DATASET_EXPERIMENTS: usize = 20;
-
-const RUN_NAME: &str = "mlflow.runName";
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -40,27 +34,8 @@ pub(super) fn routes() -> Router<Mlflow> {
 
 async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let experiment = experiment_id(&fields.text_or_empty("experiment_id")?)?;
-    let tags = fields.pairs("tags")?;
-    for (index, (key, value)) in tags.iter().enumerate() {
-        limits::tag(&format!("tags[{index}]"), key, value)?;
-    }
-    let (given, tagged) = (fields.text_or_empty("run_name")?, tags.get(RUN_NAME).cloned().unwrap_or_default());
-    if !given.is_empty() && !tagged.is_empty() && given != tagged {
-        return Err(Refusal::invalid(format!(
-            "Both 'run_name' argument and 'mlflow.runName' tag are specified, but with different values \
-             (run_name='{given}', mlflow.runName='{tagged}')."
-        )));
-    }
-    let id = Uuid::new_v4().simple().to_string();
-    let name = [given, tagged].into_iter().find(|name| !name.is_empty()).unwrap_or_else(|| format!("run-{}", &id[..8]));
-    let draft = RunDraft {
-        id,
-        experiment,
-        name,
-        user_id: fields.text_or_empty("user_id")?,
-        start_time: fields.millis("start_time")?.unwrap_or_else(Millis::now),
-        tags,
-    };
+    let (name, user) = (fields.text_or_empty("run_name")?, fields.text_or_empty("user_id")?);
+    let draft = RunDraft::new(experiment, name, user, fields.millis("start_time")?, fields.pairs("tags")?)?;
     Ok(answer::one("run", answer::run(mlflow.store.create_run(&draft).await?)))
 }
 
@@ -80,6 +55,7 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         offset: fields.offset()?,
         limit: fields.limit(1000, 50_000)?,
     };
+    limits::search(&search)?;
     let page = mlflow.store.runs(&search).await?;
     Ok(answer::page("runs", page.items.into_iter().map(answer::run).collect(), page.next))
 }
@@ -103,11 +79,7 @@ fn status(fields: &Fields) -> Result<Option<RunStatus>, Refusal> {
 }
 
 async fn update(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    let change = RunChange::Update {
-        status: status(&fields)?,
-        end_time: fields.millis("end_time")?,
-        name: fields.text("run_name")?,
-    };
+    let change = RunChange::update(status(&fields)?, fields.millis("end_time")?, fields.text("run_name")?)?;
     let run = mlflow.store.change_run(&fields.run_id()?, &change).await?;
     Ok(answer::one("run_info", answer::run_info(&run)))
 }
@@ -202,12 +174,12 @@ async fn log_inputs(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
             profile: dataset.text("profile")?,
             tags: input.pairs("tags")?,
         };
-        limits::dataset(&read)?;
         uses.datasets.push(read);
     }
     for model in fields.objects("models")? {
         uses.model_inputs.push(model.required("model_id")?);
     }
+    limits::uses(&uses)?;
     mlflow.store.log_uses(&run, &uses).await?;
     Ok(answer::nothing())
 }
@@ -218,22 +190,15 @@ async fn log_outputs(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         Ok(ModelOutput { model: model.required("model_id")?, step: model.integer("step")?.unwrap_or(0) })
     };
     let model_outputs = fields.objects("models")?.into_iter().map(output).collect::<Result<_, Refusal>>()?;
-    mlflow.store.log_uses(&run, &Uses { model_outputs, ..Uses::default() }).await?;
+    let uses = Uses { model_outputs, ..Uses::default() };
+    limits::uses(&uses)?;
+    mlflow.store.log_uses(&run, &uses).await?;
     Ok(answer::nothing())
 }
 
 async fn search_datasets(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let experiments = fields.texts("experiment_ids")?;
-    if experiments.is_empty() {
-        return Err(Refusal::invalid("SearchDatasets request must specify at least one experiment_id."));
-    }
-    if experiments.len() > MAX_DATASET_EXPERIMENTS {
-        return Err(Refusal::invalid(format!(
-            "SearchDatasets request cannot specify more than {MAX_DATASET_EXPERIMENTS} experiment_ids. Received {} \
-             experiment_ids.",
-            experiments.len()
-        )));
-    }
+    limits::dataset_experiments(experiments.len())?;
     let experiments = experiments.iter().map(|id| experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
     let summary = |summary: DatasetSummary| {
         let DatasetSummary { experiment, name, digest, context } = summary;

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{Batch, DatasetInput, Metric};
+use super::{Batch, DatasetInput, Metric, Search, Uses};
 use crate::error::{Error, Result};
+use crate::model::{Origin, Stage};
 
 /// Longest key of a metric, parameter or tag, in characters.
 const MAX_KEY: usize = 250;
@@ -24,6 +25,19 @@ const MAX_DATASET_SCHEMA: usize = 1_048_575;
 const MAX_DATASET_PROFILE: usize = 16_777_215;
 const MAX_INPUT_TAG_KEY: usize = 255;
 const MAX_INPUT_TAG: usize = 500;
+/// MLflow leaves these to its database, or to nobody.
+const MAX_ID: usize = 256;
+const MAX_MODEL_TYPE: usize = 500;
+const MAX_LOGGED_MODEL_NAME: usize = 500;
+const MAX_SOURCE_TYPE: usize = 500;
+const MAX_URI: usize = 2_048;
+/// Most tags or parameters that something is made with, and most datasets or models noted at once.
+const MAX_AT_ONCE: usize = 1_000;
+/// Most experiments searched at once: with a filter of the longest they stay below what SQLite binds.
+const MAX_EXPERIMENTS_SEARCHED: usize = 10_000;
+const MAX_DATASETS_SEARCHED: usize = 1_000;
+/// Most experiments whose datasets are listed at once.
+const MAX_DATASET_EXPERIMENTS: usize = 20;
 
 /// `Missing value for required parameter '…'.`
 pub fn missing(path: &str) -> Error {
@@ -42,6 +56,99 @@ pub fn length(what: &str, text: &str, max: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::Rejected(format!("'{what}' exceeds the maximum length of {max} characters")))
+}
+
+/// Refuses NUL: PostgreSQL can't keep it, so neither database is given one.
+pub fn no_nul(path: &str, text: &str) -> Result<()> {
+    if !text.contains('\0') {
+        return Ok(());
+    }
+    let told = format!("Invalid value for parameter '{path}' supplied: it must not hold NUL characters.");
+    Err(Error::Rejected(told))
+}
+
+/// Checks how many tags or parameters something is made with.
+pub fn pairs(what: &str, count: usize) -> Result<()> {
+    at_most(what, count, MAX_AT_ONCE)
+}
+
+fn at_most(what: &str, count: usize, max: usize) -> Result<()> {
+    if count <= max {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!(
+        "Invalid value for parameter '{what}' supplied: at most {max} are taken at once, got {count}"
+    )))
+}
+
+/// Checks an id of something else that is only noted.
+pub fn id(path: &str, id: &str) -> Result<()> {
+    length(path, id, MAX_ID)
+}
+
+/// Checks the name of a run, which is a tag too.
+pub fn run_name(name: &str) -> Result<()> {
+    length("run_name", name, MAX_TAG)
+}
+
+/// Checks who began a run.
+pub fn user_id(user: &str) -> Result<()> {
+    length("user_id", user, MAX_ID)
+}
+
+/// Checks the type of a logged model.
+pub fn model_type(kind: &str) -> Result<()> {
+    length("model_type", kind, MAX_MODEL_TYPE)
+}
+
+/// Checks how much is searched at once; filter and orders were checked when they were read.
+pub fn search(search: &Search) -> Result<()> {
+    at_most("experiment_ids", search.experiments.len(), MAX_EXPERIMENTS_SEARCHED)?;
+    at_most("datasets", search.datasets.len(), MAX_DATASETS_SEARCHED)?;
+    search.datasets.iter().try_for_each(|(name, digest)| {
+        length("dataset_name", name, MAX_DATASET_NAME)?;
+        length("dataset_digest", digest.as_deref().unwrap_or_default(), MAX_DATASET_DIGEST)
+    })
+}
+
+/// Checks the key of a metric whose history is asked for.
+pub fn metric_key(key: &str) -> Result<()> {
+    length("metric_key", key, MAX_KEY)
+}
+
+/// Checks of how many experiments the datasets are listed.
+pub fn dataset_experiments(count: usize) -> Result<()> {
+    if count == 0 {
+        return Err(Error::Rejected("SearchDatasets request must specify at least one experiment_id.".to_owned()));
+    }
+    if count <= MAX_DATASET_EXPERIMENTS {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!(
+        "SearchDatasets request cannot specify more than {MAX_DATASET_EXPERIMENTS} experiment_ids. Received {count} \
+         experiment_ids."
+    )))
+}
+
+/// Checks what a run read and made.
+pub fn uses(uses: &Uses) -> Result<()> {
+    let Uses { datasets, model_inputs, model_outputs } = uses;
+    at_most("datasets", datasets.len(), MAX_AT_ONCE)?;
+    at_most("models", model_inputs.len().max(model_outputs.len()), MAX_AT_ONCE)?;
+    datasets.iter().try_for_each(dataset)?;
+    let models = model_inputs.iter().chain(model_outputs.iter().map(|output| &output.model));
+    models.into_iter().try_for_each(|model| id("model_id", model))
+}
+
+/// Refuses to archive what is in a stage where nothing is in use; `given` is the stage as the caller wrote it.
+pub fn archiving(given: &str, stage: Stage) -> Result<()> {
+    if matches!(stage, Stage::Staging | Stage::Production) {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!(
+        "Model version transition cannot archive existing model versions because '{given}' is not an Active stage. Valid \
+         stages are ['Staging', 'Production']"
+    )))
 }
 
 /// Checks the name of an experiment.
@@ -140,6 +247,7 @@ pub fn artifact_location(location: &str) -> Result<()> {
 
 /// Checks the name of a logged model.
 pub fn logged_model_name(name: &str) -> Result<()> {
+    length("name", name, MAX_LOGGED_MODEL_NAME)?;
     if !name.contains(['/', ':', '.', '%', '"', '\'']) {
         return Ok(());
     }
@@ -159,6 +267,15 @@ pub fn registry_tag(key: &str, value: &str) -> Result<()> {
     name("key", key)?;
     length("key", key, MAX_KEY)?;
     length("value", value, MAX_REGISTRY_TAG)
+}
+
+/// Checks where a version is said to come from.
+pub fn origin(origin: &Origin) -> Result<()> {
+    let Origin { source, run, run_link, logged_model } = origin;
+    length("source", source, MAX_URI)?;
+    length("run_link", run_link, MAX_URI)?;
+    id("run_id", run)?;
+    id("model_id", logged_model)
 }
 
 /// Checks where the files of a version are said to be: no path that climbs, and a place of a machine's own disk only below
@@ -233,8 +350,10 @@ pub fn batch(batch: &Batch) -> Result<()> {
 }
 
 /// Checks a dataset and how it was used.
-pub fn dataset(input: &DatasetInput) -> Result<()> {
-    let DatasetInput { name, digest, source_type: _, source, schema, profile, tags } = input;
+fn dataset(input: &DatasetInput) -> Result<()> {
+    let DatasetInput { name, digest, source_type, source, schema, profile, tags } = input;
+    length("source_type", source_type, MAX_SOURCE_TYPE)?;
+    at_most("tags", tags.len(), MAX_AT_ONCE)?;
     length("name", name, MAX_DATASET_NAME)?;
     length("digest", digest, MAX_DATASET_DIGEST)?;
     length("source", source, MAX_DATASET_SOURCE)?;

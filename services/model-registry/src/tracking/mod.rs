@@ -15,10 +15,17 @@ use crate::names::{ArtifactPath, ModelName, VersionId};
 use crate::search::{Condition, Order};
 use crate::store::Call;
 
+mod drafts;
 pub mod limits;
+pub mod page;
+
+pub use page::Page;
 
 /// The experiment that every store begins with.
 pub const DEFAULT_EXPERIMENT: i64 = 0;
+
+/// The tag that is a run's name.
+pub const RUN_NAME: &str = "mlflow.runName";
 
 /// Milliseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,24 +195,6 @@ pub enum View {
     Active,
     Deleted,
     All,
-}
-
-/// A page of what a search found.
-#[derive(Clone, Debug)]
-pub struct Page<T> {
-    pub items: Vec<T>,
-    /// Where the next page begins, if there is one.
-    pub next: Option<u64>,
-}
-
-impl<T> Page<T> {
-    /// Cuts what was found after `offset` to `limit`; `found` holds one more where there is a next page.
-    pub fn cut(mut found: Vec<T>, offset: u64, limit: u32) -> Self {
-        let limit = limit as usize;
-        let next = (found.len() > limit).then(|| offset + limit as u64);
-        found.truncate(limit);
-        Self { items: found, next }
-    }
 }
 
 /// What a search is for, and which page of it.

@@ -119,6 +119,14 @@ impl World {
         }
     }
 
+    /// The file of the SQLite database, if it is one.
+    pub(crate) fn sqlite(&self) -> Option<PathBuf> {
+        match &self.blobs {
+            Blobs::Directory(artifacts) => Some(artifacts.with_file_name("registry.db")),
+            Blobs::Bucket { .. } => None,
+        }
+    }
+
     /// The URL of the PostgreSQL database.
     pub(crate) fn database(&self) -> &str {
         match &self.blobs {

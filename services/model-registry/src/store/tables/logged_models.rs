@@ -26,6 +26,7 @@ const PLACE: Place = Place {
         Attribute::SourceRunId => Some("logged_models.source_run"),
         Attribute::ExperimentId => Some("CAST(logged_models.experiment AS TEXT)"),
         Attribute::ArtifactLocation => Some("logged_models.artifact_location"),
+        Attribute::LifecycleStage => Some("CASE logged_models.deleted WHEN 0 THEN 'active' ELSE 'deleted' END"),
         Attribute::CreationTimestamp => Some("logged_models.create_time"),
         Attribute::LastUpdatedTimestamp => Some("logged_models.update_time"),
         _ => None,
@@ -58,6 +59,7 @@ struct MetricRow {
     timestamp: i64,
     step: i64,
     value: f64,
+    nan: i64,
     dataset_name: String,
     dataset_digest: String,
 }
@@ -98,6 +100,9 @@ impl LoggedModels for Tables {
 
     async fn logged_models(&self, search: &Search) -> Result<Page<LoggedModel>> {
         let Search { conditions, orders, view, experiments, datasets, offset, limit } = search;
+        if experiments.is_empty() {
+            return Ok(Page { items: Vec::new(), next: None });
+        }
         let mut tx = self.read().await?;
         let mut query = QueryBuilder::<Db>::new(COLUMNS);
         let mut ids = query.push(" WHERE experiment IN (").separated(", ");
@@ -250,12 +255,13 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<LoggedMod
             by_id.get_mut(&model).map(|model| model.tags.insert(key, value));
         }
         let mut metrics = of_models(
-            "SELECT model, run, key, timestamp, step, value, dataset_name, dataset_digest FROM logged_model_metrics",
+            "SELECT model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest FROM logged_model_metrics",
             &ids,
         );
-        metrics.push(" ORDER BY key, timestamp, step");
+        metrics.push(" ORDER BY key, timestamp, step, run");
         for row in metrics.build_query_as::<MetricRow>().fetch_all(&mut *tx).await? {
-            let MetricRow { model, run, key, timestamp, step, value, dataset_name, dataset_digest } = row;
+            let MetricRow { model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest } = row;
+            let value = if nan != 0 { f64::NAN } else { value };
             let dataset = (!dataset_name.is_empty()).then_some((dataset_name, dataset_digest));
             let metric = Metric { key, value, timestamp: Millis(timestamp), step, model: Some(model.clone()), dataset };
             if let Some(model) = by_id.get_mut(&model) {

@@ -12,12 +12,9 @@ use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::store::rows::{from_json, from_word, to_json, to_word};
 use crate::tracking::{
-    Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, Run, RunChange, RunDraft, Runs, Search,
-    Uses,
+    Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
+    Search, Uses,
 };
-
-/// The tag that is a run's name.
-const RUN_NAME: &str = "mlflow.runName";
 
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
@@ -459,12 +456,13 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<Run>> {
                 run.metrics.push(row.into_metric());
             }
         }
-        let datasets = of_runs(
+        let mut datasets = of_runs(
             "SELECT run, name, digest, source_type, source, schema, profile, tags
              FROM run_datasets JOIN datasets USING (experiment, name, digest)",
             &ids,
         );
-        for row in { datasets }.build_query_as::<DatasetRow>().fetch_all(&mut *tx).await? {
+        datasets.push(" ORDER BY name, digest");
+        for row in datasets.build_query_as::<DatasetRow>().fetch_all(&mut *tx).await? {
             let DatasetRow { run, name, digest, source_type, source, schema, profile, tags } = row;
             let tags = from_json(&tags)?;
             let input = DatasetInput { name, digest, source_type, source, schema, profile, tags };
@@ -472,8 +470,9 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<Run>> {
                 run.datasets.push(input);
             }
         }
-        let models = of_runs("SELECT run, direction, model, step FROM run_models", &ids);
-        let found: Vec<(String, String, String, i64)> = { models }.build_query_as().fetch_all(&mut *tx).await?;
+        let mut models = of_runs("SELECT run, direction, model, step FROM run_models", &ids);
+        models.push(" ORDER BY model");
+        let found: Vec<(String, String, String, i64)> = models.build_query_as().fetch_all(&mut *tx).await?;
         for (run, direction, model, step) in found {
             match (by_id.get_mut(&run), direction.as_str()) {
                 (Some(run), "input") => run.model_inputs.push(model),

@@ -5,11 +5,17 @@ use sqlx::QueryBuilder;
 use super::Db;
 use crate::search::{Attribute, Condition, DatasetField, Field, Op, Order, Value};
 
-/// Escapes nothing: patterns know `%` and `_` only, and names hold no control characters.
-const NO_ESCAPE: &str = "\u{1}";
+/// What escapes in patterns, which know `%` and `_` only: it is doubled wherever a caller wrote it, so it escapes nothing.
+const ESCAPE: &str = "\u{1}";
 
 /// The tag of prompts, which are kept as registered models.
 const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
+
+/// From so many conditions on tables of keys and values on, each is looked up by itself: PostgreSQL would try the orders
+/// in which all of them can be joined, which takes ten seconds for fifty.
+const JOINED: usize = 6;
+/// Keeps a subquery from being joined, and changes nothing else.
+const APART: &str = " LIMIT 1 OFFSET 0";
 
 /// What is searched, in tables.
 pub(super) struct Place {
@@ -25,8 +31,11 @@ pub(super) struct Place {
 
 /// Adds ` AND …` for each condition.
 pub(super) fn push_conditions(query: &mut QueryBuilder<Db>, place: &Place, conditions: &[Condition]) {
+    let mut subqueries = 0;
     for Condition { field, op, value } in conditions {
         query.push(" AND ");
+        subqueries += usize::from(!matches!(field, Field::Attribute(_)));
+        let end = if subqueries > JOINED { APART } else { "" };
         match field {
             Field::Attribute(attribute) => {
                 let value = scaled(*attribute, value, place.per_millisecond);
@@ -35,9 +44,9 @@ pub(super) fn push_conditions(query: &mut QueryBuilder<Db>, place: &Place, condi
                     None => push_never(query),
                 }
             }
-            Field::Tag(key) => push_pair(query, place.tags, key, *op, value),
-            Field::Param(key) => push_pair(query, place.params, key, *op, value),
-            Field::Metric(key) => push_pair(query, place.metrics, key, *op, value),
+            Field::Tag(key) => push_pair(query, place.tags, key, *op, value, end),
+            Field::Param(key) => push_pair(query, place.params, key, *op, value, end),
+            Field::Metric(key) => push_pair(query, place.metrics, key, *op, value, end),
             Field::Dataset(field) => {
                 let column = match field {
                     DatasetField::Name => "p.name",
@@ -46,7 +55,7 @@ pub(super) fn push_conditions(query: &mut QueryBuilder<Db>, place: &Place, condi
                 };
                 query.push(format!("EXISTS (SELECT 1 FROM {} AND ", place.datasets));
                 push_comparison(query, column, *op, value);
-                query.push(")");
+                query.push(format!("{end})"));
             }
         }
     }
@@ -66,8 +75,8 @@ fn scaled(attribute: Attribute, value: &Value, per_millisecond: i64) -> Value {
     }
 }
 
-/// `from` ends in the condition that ties it to its owner: `params p WHERE p.run = runs.id`.
-fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value: &Value) {
+/// `from` ends in the condition that ties it to its owner: `params p WHERE p.run = runs.id`; `end` ends the subquery.
+fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value: &Value, end: &str) {
     if from.is_empty() {
         return push_never(query);
     }
@@ -80,7 +89,7 @@ fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value:
         query.push(" AND ");
         push_comparison(query, "p.value", op, value);
     }
-    query.push(")");
+    query.push(format!("{end})"));
 }
 
 fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
@@ -103,13 +112,19 @@ fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &V
             return;
         }
     };
+    let is_pattern = matches!(op, Op::Like | Op::Ilike);
     let folded = if op == Op::Ilike { format!("lower({column})") } else { column.to_owned() };
     query.push(format!("{folded} {sign} "));
     match value {
-        Value::Text(text) if op == Op::Ilike => query.push("lower(").push_bind(text.clone()).push(")"),
-        Value::Text(text) => query.push_bind(text.clone()),
-        Value::Number(number) => query.push_bind(*number),
-        Value::Integer(number) => query.push_bind(*number),
+        Value::Text(text) => {
+            let text = if is_pattern { text.replace(ESCAPE, &ESCAPE.repeat(2)) } else { text.clone() };
+            let (before, after) = if op == Op::Ilike { ("lower(", ")") } else { ("", "") };
+            query.push(before).push_bind(text).push(after)
+        }
+        // Statements are kept by their text, and PostgreSQL keeps the types of their parameters with them: two types may
+        // not share a text.
+        Value::Number(number) => query.push("CAST(").push_bind(*number).push(" AS DOUBLE PRECISION)"),
+        Value::Integer(number) => query.push("CAST(").push_bind(*number).push(" AS BIGINT)"),
         Value::Texts(texts) => {
             let mut list = query.push("(").separated(", ");
             for text in texts {
@@ -119,8 +134,8 @@ fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &V
         }
         Value::Nothing => query.push("NULL"),
     };
-    if matches!(op, Op::Like | Op::Ilike) {
-        query.push(format!(" ESCAPE '{NO_ESCAPE}'"));
+    if is_pattern {
+        query.push(format!(" ESCAPE '{ESCAPE}'"));
     }
 }
 
