@@ -13,6 +13,7 @@ use crate::model::Artifact;
 use crate::names::Sha256Hex;
 
 pub mod directory;
+pub(crate) mod incoming;
 pub mod s3;
 
 /// Bytes on their way, in pieces of at most [`MAX_CHUNK`]; the first error ends them.

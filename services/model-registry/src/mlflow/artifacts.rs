@@ -10,23 +10,17 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tokio::io::{AsyncSeekExt, AsyncWriteExt};
-use tokio_util::io::ReaderStream;
 
 use super::refusal::Refusal;
 use super::registered::VERSIONS;
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, answer};
-use crate::artifacts::{Direction, checked};
-use crate::error::{Dependency, Entity, Error};
+use crate::artifacts::{Direction, checked, incoming};
+use crate::error::{Entity, Error};
 use crate::metrics::ARTIFACT_BYTES;
-use crate::model::{Artifact, MAX_ARTIFACT_BYTES};
-use crate::names::{ArtifactPath, ModelName, Reference, Sha256Hex, VersionId};
+use crate::model::Artifact;
+use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
 use crate::tracking::PROXY;
-
-/// Bytes read from a spooled file at once.
-const READ_BYTES: usize = 256 << 10;
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -161,31 +155,10 @@ impl Mlflow {
         if version_in(path.as_str()).is_some() || path.as_str().starts_with(&format!("{VERSIONS}/")) {
             return Err(Refusal::invalid(format!("Invalid path: {path}: the files of a version never change")));
         }
-        let unavailable = |error: std::io::Error| {
-            Refusal::from(Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })
-        };
-        // The store is told size and digest beforehand, so the bytes wait on disk until both are known.
-        let spool = tempfile::tempfile_in(&self.spool).map_err(unavailable)?;
-        let mut spool = tokio::fs::File::from_std(spool);
-        let (mut size, mut hash) = (0_u64, Sha256::new());
-        let mut body = body.into_data_stream();
-        while let Some(bytes) = body.next().await {
-            let bytes =
-                bytes.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", error.to_string()))?;
-            size += bytes.len() as u64;
-            if size > MAX_ARTIFACT_BYTES {
-                return Err(Refusal::invalid(format!("A file may have at most {MAX_ARTIFACT_BYTES} bytes (64 GiB)")));
-            }
-            hash.update(&bytes);
-            metrics::counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
-            spool.write_all(&bytes).await.map_err(unavailable)?;
-        }
-        spool.flush().await.map_err(unavailable)?;
-        spool.rewind().await.map_err(unavailable)?;
-        let file = Artifact { path, size, sha256: Sha256Hex::of(hash) };
-        let spooled = ReaderStream::with_capacity(spool, READ_BYTES)
-            .map_err(|error| Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() });
-        self.artifacts.keep(&file, checked(spooled.boxed(), file.clone(), Direction::In)).await?;
+        // A caller that breaks off says so itself: it is not this registry's fault.
+        let broken = |error: axum::Error| Error::BrokenOff(Box::new(tonic::Status::cancelled(error.to_string())));
+        let body = body.into_data_stream().map_err(broken).boxed();
+        let file = incoming::take(self.artifacts.as_ref(), &self.spool, path, body).await?;
         self.store.put_file(&file).await?;
         Ok(answer::nothing())
     }
