@@ -14,6 +14,7 @@ use crate::model::{Artifact, Micros, Model, Stage, Version};
 use crate::names::{ArtifactPath, ModelName, VersionId};
 use crate::search::{Condition, Order};
 
+pub mod import;
 pub mod limits;
 
 /// The experiment that every store begins with.

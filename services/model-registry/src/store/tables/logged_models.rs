@@ -58,6 +58,7 @@ struct MetricRow {
     timestamp: i64,
     step: i64,
     value: f64,
+    nan: i64,
     dataset_name: String,
     dataset_digest: String,
 }
@@ -180,7 +181,12 @@ async fn find(tx: &mut Connection, id: &str) -> Result<LoggedModel> {
     with_parts(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::LoggedModel(id.to_owned())))
 }
 
-async fn set(tx: &mut Connection, table: &'static str, id: &str, pairs: &BTreeMap<String, String>) -> Result<()> {
+pub(super) async fn set(
+    tx: &mut Connection,
+    table: &'static str,
+    id: &str,
+    pairs: &BTreeMap<String, String>,
+) -> Result<()> {
     if pairs.is_empty() {
         return Ok(());
     }
@@ -250,12 +256,14 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<LoggedMod
             by_id.get_mut(&model).map(|model| model.tags.insert(key, value));
         }
         let mut metrics = of_models(
-            "SELECT model, run, key, timestamp, step, value, dataset_name, dataset_digest FROM logged_model_metrics",
+            "SELECT model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest
+             FROM logged_model_metrics",
             &ids,
         );
         metrics.push(" ORDER BY key, timestamp, step");
         for row in metrics.build_query_as::<MetricRow>().fetch_all(&mut *tx).await? {
-            let MetricRow { model, run, key, timestamp, step, value, dataset_name, dataset_digest } = row;
+            let MetricRow { model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest } = row;
+            let value = if nan != 0 { f64::NAN } else { value };
             let dataset = (!dataset_name.is_empty()).then_some((dataset_name, dataset_digest));
             let metric = Metric { key, value, timestamp: Millis(timestamp), step, model: Some(model.clone()), dataset };
             if let Some(model) = by_id.get_mut(&model) {

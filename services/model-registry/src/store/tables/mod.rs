@@ -22,6 +22,8 @@ mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod files;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod import;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod logged_models;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod reading;
