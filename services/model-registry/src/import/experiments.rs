@@ -57,7 +57,7 @@ impl Import<'_> {
             return Err(Failure::item("it is deleted; --include-deleted copies it"));
         }
         let here = self.place(&experiment).await?;
-        if there != here.to_string() {
+        if here >= 0 && there != here.to_string() {
             self.report.lock().experiment_ids.insert(there.clone(), here);
         }
         self.runs(&there, here).await?;

@@ -97,6 +97,9 @@ all times, the paths of files below their run. An experiment keeps its number wh
 Files come through the server (its artifact proxy, or its own access to where they are) and are kept here by SHA-256; places then
 name this registry. Files the server cannot reach are left out and listed; what they belong to keeps naming the place they are at.
 
+Not copied: traces, assessments, evaluation datasets, webhooks, users and permissions; deleted versions and logged models, which a
+server does not tell of.
+
 What is here already is compared: the same is passed over, anything else is left as it is here and listed. So running it a
 second time copies only what has come since. A run that was still going stays as it was then: import when runs have ended.
 

@@ -100,8 +100,7 @@ impl Source {
         // Asked with credentials, for something that only those see who are let in.
         let probe = self.post::<Value>(&["experiments", "search"], &serde_json::json!({"max_results": 1})).await;
         probe.map_err(refused)?;
-        let answer = self.exchange(&["version"], &[], None).await.map_err(refused)?;
-        let text = self.whole(answer).await.map_err(refused)?;
+        let text = self.whole(&["version"], &[], None).await.map_err(refused)?;
         Ok(String::from_utf8_lossy(&text).trim().chars().take(40).collect())
     }
 
@@ -122,8 +121,7 @@ impl Source {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Found<T> {
-        let answer = self.exchange(route, query, body).await?;
-        let bytes = self.whole(answer).await?;
+        let bytes = self.whole(route, query, body).await?;
         serde_json::from_slice(&bytes).map_err(|error| {
             Failure::item(format!("/{} answered what MLflow's API does not: {error}", route.join("/")))
         })
@@ -131,7 +129,8 @@ impl Source {
 
     /// Reads a file.
     pub(super) async fn open(&self, route: &[&str], query: &[(&str, &str)]) -> Found<Body<'static>> {
-        let body = BodyStream::new(self.exchange(route, query, None).await?.into_body());
+        let answer = again_where_it_helps(async || self.exchange(route, query, None).await).await?;
+        let body = BodyStream::new(answer.into_body());
         let broken = |why: String| Error::BrokenOff(Box::new(Status::unavailable(why)));
         let pieces = stream::unfold(Some(body), move |body| async move {
             let mut body = body?;
@@ -145,7 +144,12 @@ impl Source {
         Ok(pieces.boxed())
     }
 
-    async fn whole(&self, answer: Response<Incoming>) -> Found<Bytes> {
+    /// Reads an answer to its end.
+    async fn whole(&self, route: &[&str], query: &[(&str, &str)], body: Option<&Value>) -> Found<Bytes> {
+        again_where_it_helps(async || self.read(self.exchange(route, query, body).await?).await).await
+    }
+
+    async fn read(&self, answer: Response<Incoming>) -> Found<Bytes> {
         let (mut body, mut bytes) = (answer.into_body(), BytesMut::new());
         loop {
             match timeout(PATIENCE, body.frame()).await {
@@ -161,34 +165,10 @@ impl Source {
     }
 
     fn lost(&self, why: &str) -> Failure {
-        Failure::Fatal(anyhow::anyhow!("lost the MLflow server at {}: {why}", self.base))
+        Failure::Fatal(anyhow::anyhow!("the MLflow server at {} cannot be reached: {why}", self.base))
     }
 
-    /// Sends a call, again after a pause where nobody answers or the server is too busy.
     async fn exchange(
-        &self,
-        route: &[&str],
-        query: &[(&str, &str)],
-        body: Option<&Value>,
-    ) -> Found<Response<Incoming>> {
-        let mut pauses = PAUSES.iter();
-        loop {
-            let failure = match self.exchange_once(route, query, body).await {
-                Ok(answer) => return Ok(answer),
-                Err(failure) => failure,
-            };
-            let may_pass = match &failure {
-                Failure::Fatal(_) | Failure::Item { status: Some(429 | 502..=504), .. } => true,
-                Failure::Item { .. } => false,
-            };
-            match pauses.next() {
-                Some(pause) if may_pass => tokio::time::sleep(*pause).await,
-                _ => return Err(failure),
-            }
-        }
-    }
-
-    async fn exchange_once(
         &self,
         route: &[&str],
         query: &[(&str, &str)],
@@ -220,8 +200,27 @@ impl Source {
         if status.is_success() {
             return Ok(answer);
         }
-        let text = self.whole(answer).await?;
+        let text = self.read(answer).await?;
         Err(Failure::Item { status: Some(status.as_u16()), why: told(status, &text) })
+    }
+}
+
+/// Calls, and again after a pause where nobody answered, an answer broke off, or the server was too busy.
+async fn again_where_it_helps<T>(call: impl AsyncFn() -> Found<T>) -> Found<T> {
+    let mut pauses = PAUSES.iter();
+    loop {
+        let failure = match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        let may_pass = match &failure {
+            Failure::Fatal(_) | Failure::Item { status: Some(429 | 502..=504), .. } => true,
+            Failure::Item { .. } => false,
+        };
+        match pauses.next() {
+            Some(pause) if may_pass => tokio::time::sleep(*pause).await,
+            _ => return Err(failure),
+        }
     }
 }
 
