@@ -5,6 +5,7 @@
 mod clients;
 mod conformance;
 mod crash;
+mod importing;
 mod mlflow;
 mod process;
 mod publishing;
