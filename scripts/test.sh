@@ -33,6 +33,9 @@ for version in 2.22 3.6 3.18; do
   TEST_MLFLOW_CLIENTS+=" $version=$("$root/scripts/python_env.sh" "mlflow-$version"):$client"
 done
 export TEST_MLFLOW_CLIENTS
+# What the servers of the same versions need besides: they are what is imported from.
+TEST_MLFLOW_SERVER=$("$root/scripts/python_env.sh" mlflow-server)
+export TEST_MLFLOW_SERVER
 
 if [[ $# -eq 0 ]]; then
   cargo test --quiet --workspace --doc

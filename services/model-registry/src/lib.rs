@@ -3,6 +3,7 @@
 //! - `grpc`, `grpc_tracking` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
 //! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
+//! - `import` copies what another MLflow server keeps.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
 use anyhow::Context;
@@ -25,6 +26,7 @@ mod convert;
 pub mod error;
 mod feed;
 mod grpc;
+pub mod import;
 pub mod lineage;
 pub mod metrics;
 mod mlflow;

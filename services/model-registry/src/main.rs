@@ -11,6 +11,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use model_registry::audit::{self, Anchor, Verified};
 use model_registry::config::{DatabaseConfig, DatabaseUrl};
+use model_registry::import::{Counts, ImportConfig, Progress, import};
 use model_registry::model::Task;
 use model_registry::publish::{Publication, publish, signature_from_json};
 use model_registry::{Config, store};
@@ -39,6 +40,8 @@ enum Command {
     Config(Box<Config>),
     /// Put a directory into a registry as a new version of a model.
     Publish(PublishArgs),
+    /// Copy what a running MLflow server keeps into this registry: experiments, runs, models, files.
+    ImportMlflow(Box<ImportConfig>),
 }
 
 #[derive(clap::Args)]
@@ -95,6 +98,7 @@ fn main() -> ExitCode {
             Command::VerifyAudit(args) => verify_audit(args).await,
             Command::Config(_) => print_config(&matches),
             Command::Publish(args) => publish_directory(args).await,
+            Command::ImportMlflow(config) => import_mlflow(*config).await,
         }
     })
 }
@@ -179,6 +183,49 @@ async fn publish_directory(args: PublishArgs) -> anyhow::Result<()> {
     let version = version.map_err(|status| anyhow::anyhow!("{}: {}", status.code(), status.message()))?;
     println!("{}/{} {}", version.model, version.version, version.digest);
     Ok(())
+}
+
+async fn import_mlflow(config: ImportConfig) -> anyhow::Result<()> {
+    let telemetry = telemetry::init("model-registry", &TelemetryConfig::default())?;
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{spinner} {elapsed_precise} {wide_msg}")?);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let report = import(&config, &OnTerminal(bar.clone())).await;
+    bar.finish_and_clear();
+    let report = report?;
+    print!("{report}");
+    if let Some(path) = &config.report {
+        let context = || format!("--report: cannot write {}", path.display());
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?).with_context(context)?;
+    }
+    telemetry.flush(Duration::from_secs(3)).await;
+    match report.stopped_by {
+        Some(why) => anyhow::bail!("stopped before its end, start it again to go on: {why}"),
+        None => Ok(()),
+    }
+}
+
+/// Counts on one line of a terminal, or a line for each part where there is none.
+struct OnTerminal(ProgressBar);
+
+impl Progress for OnTerminal {
+    fn counted(&self, copied: &Counts, here_already: &Counts) {
+        let Counts { runs, metric_values, versions, files, bytes, .. } = copied;
+        let before = here_already.runs + here_already.versions;
+        self.0.set_message(format!(
+            "{runs} runs, {metric_values} values, {versions} versions, {files} files ({}); {before} runs and versions were \
+             here",
+            indicatif::BinaryBytes(*bytes)
+        ));
+    }
+
+    fn done(&self, line: &str) {
+        if self.0.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            self.0.println(line);
+        }
+    }
 }
 
 fn read_signature(path: &Path) -> anyhow::Result<Signature> {

@@ -12,15 +12,12 @@ use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-use super::{ArtifactStore, Body, corrupted, unavailable};
+use super::{ArtifactStore, Body, SYNC_BYTES, corrupted, unavailable};
 use crate::error::Result;
 use crate::model::Artifact;
 
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 256 << 10;
-
-/// Bytes written between two syncs: the sender waits for the disk on the way, not for all of it after the last byte.
-const SYNC_BYTES: usize = 64 << 20;
 
 /// An artifact store in a directory. Several processes may share it.
 pub struct Directory {

@@ -18,6 +18,7 @@ use crate::names::Sha256Hex;
 
 pub mod direct;
 pub mod directory;
+pub(crate) mod incoming;
 pub mod s3;
 pub mod spool;
 
@@ -26,6 +27,9 @@ pub type Body<'a> = BoxStream<'a, Result<Bytes>>;
 
 /// Most bytes of one chunk on the wire.
 pub const MAX_CHUNK: usize = 1 << 20;
+
+/// Bytes written between two syncs: the sender waits for the disk on the way, not for all of it after the last byte.
+const SYNC_BYTES: usize = 64 << 20;
 
 /// Keeps files by the SHA-256 of their content.
 #[async_trait]

@@ -16,7 +16,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use super::{Body, Direction, data_loss, unavailable, wrong_size};
+use super::{Body, Direction, SYNC_BYTES, data_loss, unavailable, wrong_size};
 use crate::error::{Error, Result};
 use crate::model::Artifact;
 use crate::names::{Sha256Hex, VersionId};
@@ -25,8 +25,6 @@ use crate::names::{Sha256Hex, VersionId};
 const KEEP: Duration = Duration::from_secs(24 * 3600);
 /// Bytes read at once from what has arrived before.
 const READ_BYTES: usize = 256 << 10;
-/// Bytes written between two syncs: the sender waits for the disk on the way, not for all of it after the last byte.
-const SYNC_BYTES: usize = 64 << 20;
 
 /// A directory of uploads under way.
 pub struct Spool {

@@ -11,22 +11,17 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tokio::io::AsyncWriteExt;
 
 use super::refusal::Refusal;
 use super::registered::VERSIONS;
 use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, answer};
-use crate::artifacts::{Direction, checked, limited};
-use crate::error::{Dependency, Entity, Error};
+use crate::artifacts::{Direction, checked, incoming, limited};
+use crate::error::{Entity, Error};
 use crate::metrics::ARTIFACT_BYTES;
-use crate::model::{Artifact, MAX_ARTIFACT_BYTES};
-use crate::names::{ArtifactPath, ModelName, Reference, Sha256Hex, VersionId};
+use crate::model::Artifact;
+use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
 use crate::tracking::PROXY;
-
-/// Bytes written between two syncs: the sender waits for the disk on the way, not for all of it after the last byte.
-const SYNC_BYTES: usize = 64 << 20;
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -216,35 +211,10 @@ impl Mlflow {
     /// Takes a file in: spooled and hashed, kept by its hash, then noted under its path.
     async fn take(&self, path: ArtifactPath, body: Body) -> Answer {
         put_by(&path)?;
-        let unavailable = |error: std::io::Error| {
-            Refusal::from(Error::Unavailable { dependency: Dependency::ArtifactStore, source: error.into() })
-        };
-        // The store is told size and digest beforehand, so the bytes wait on disk until both are known.
-        let named = tempfile::NamedTempFile::new_in(&self.spool).map_err(unavailable)?;
-        let (file, place) = named.into_parts();
-        let mut spool = tokio::fs::File::from_std(file);
-        let (mut size, mut hash, mut unsynced) = (0_u64, Sha256::new(), 0);
-        let mut body = body.into_data_stream();
-        while let Some(bytes) = body.next().await {
-            let bytes =
-                bytes.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", error.to_string()))?;
-            size += bytes.len() as u64;
-            if size > MAX_ARTIFACT_BYTES {
-                return Err(Refusal::invalid(format!("A file may have at most {MAX_ARTIFACT_BYTES} bytes (64 GiB)")));
-            }
-            hash.update(&bytes);
-            metrics::counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
-            spool.write_all(&bytes).await.map_err(unavailable)?;
-            unsynced += bytes.len();
-            if unsynced >= SYNC_BYTES {
-                spool.sync_data().await.map_err(unavailable)?;
-                unsynced = 0;
-            }
-        }
-        spool.flush().await.map_err(unavailable)?;
-        spool.sync_all().await.map_err(unavailable)?;
-        let file = Artifact { path, size, sha256: Sha256Hex::of(hash) };
-        self.artifacts.keep_file(&file, &place).await?;
+        // A caller that breaks off says so itself: it is not this registry's fault.
+        let broken = |error: axum::Error| Error::BrokenOff(Box::new(tonic::Status::cancelled(error.to_string())));
+        let body = body.into_data_stream().map_err(broken).boxed();
+        let file = incoming::take(self.artifacts.as_ref(), &self.spool, path, body).await?;
         self.store.put_file(&file).await?;
         Ok(answer::nothing())
     }

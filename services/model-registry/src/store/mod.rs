@@ -19,6 +19,7 @@ use crate::lineage::Lineage;
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
 use crate::protection::Protection;
+use crate::tracking::import::Imports;
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
 
 pub mod postgres;
@@ -102,12 +103,12 @@ pub trait Store: Send + Sync {
 
 /// All that a database keeps.
 pub trait Everything:
-    Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files
+    Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files + Imports
 {
 }
 
-impl<T: Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files> Everything
-    for T
+impl<T> Everything for T where
+    T: Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files + Imports
 {
 }
 

@@ -16,6 +16,7 @@ use crate::search::{Condition, Order};
 use crate::store::Call;
 
 mod drafts;
+pub mod import;
 pub mod limits;
 pub mod page;
 

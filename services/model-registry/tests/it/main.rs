@@ -9,6 +9,7 @@ mod crash;
 mod differential;
 mod filters;
 mod hostile;
+mod importing;
 mod lineage;
 mod mlflow;
 mod process;

@@ -185,7 +185,12 @@ async fn find(tx: &mut Connection, id: &str) -> Result<LoggedModel> {
     with_parts(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::LoggedModel(id.to_owned())))
 }
 
-async fn set(tx: &mut Connection, table: &'static str, id: &str, pairs: &BTreeMap<String, String>) -> Result<()> {
+pub(super) async fn set(
+    tx: &mut Connection,
+    table: &'static str,
+    id: &str,
+    pairs: &BTreeMap<String, String>,
+) -> Result<()> {
     if pairs.is_empty() {
         return Ok(());
     }
@@ -255,7 +260,8 @@ async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<LoggedMod
             by_id.get_mut(&model).map(|model| model.tags.insert(key, value));
         }
         let mut metrics = of_models(
-            "SELECT model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest FROM logged_model_metrics",
+            "SELECT model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest
+             FROM logged_model_metrics",
             &ids,
         );
         metrics.push(" ORDER BY key, timestamp, step, run");

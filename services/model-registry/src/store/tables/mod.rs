@@ -24,6 +24,7 @@ mod audit;
 mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod files;
+mod import;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod lineage;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]

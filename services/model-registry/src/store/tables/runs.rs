@@ -198,20 +198,7 @@ impl Runs for Tables {
         for dataset in datasets {
             add_dataset(&mut tx, &of, dataset).await?;
         }
-        let inputs = model_inputs.iter().map(|model| ("input", model, 0));
-        let outputs = model_outputs.iter().map(|ModelOutput { model, step }| ("output", model, *step));
-        for (direction, model, step) in inputs.chain(outputs) {
-            query(
-                "INSERT INTO run_models (run, direction, model, step) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (run, direction, model) DO NOTHING",
-            )
-            .bind(run)
-            .bind(direction)
-            .bind(model)
-            .bind(step)
-            .execute(&mut *tx)
-            .await?;
-        }
+        add_models(&mut tx, run, model_inputs, model_outputs).await?;
         Ok(tx.commit().await?)
     }
 
@@ -265,7 +252,7 @@ fn must_be_active(run: &Run) -> Result<()> {
     Err(Error::Rejected(format!("{} Current state is deleted.", must_be(&run.id, "active"))))
 }
 
-async fn add_params(tx: &mut Connection, run: &str, params: &[(String, String)]) -> Result<()> {
+pub(super) async fn add_params(tx: &mut Connection, run: &str, params: &[(String, String)]) -> Result<()> {
     if params.is_empty() {
         return Ok(());
     }
@@ -306,7 +293,7 @@ async fn add_params(tx: &mut Connection, run: &str, params: &[(String, String)])
     )))
 }
 
-async fn add_metrics(tx: &mut Connection, run: &str, metrics: &[Metric]) -> Result<()> {
+pub(super) async fn add_metrics(tx: &mut Connection, run: &str, metrics: &[Metric]) -> Result<()> {
     for some in metrics.chunks(ROWS_AT_ONCE) {
         let mut insert = QueryBuilder::<Db>::new("INSERT INTO metrics (run, key, timestamp, step, value, nan) ");
         insert.push_values(some, |mut row, metric| {
@@ -358,7 +345,7 @@ impl PartialOrd for OrderedValue {
     }
 }
 
-async fn set_tags(tx: &mut Connection, run: &str, tags: &[(String, String)]) -> Result<()> {
+pub(super) async fn set_tags(tx: &mut Connection, run: &str, tags: &[(String, String)]) -> Result<()> {
     // Of several values for a key the last counts; one statement may not set a key twice.
     let tags: BTreeMap<&String, &String> = tags.iter().map(|(key, value)| (key, value)).collect();
     if tags.is_empty() {
@@ -376,7 +363,30 @@ async fn set_tags(tx: &mut Connection, run: &str, tags: &[(String, String)]) -> 
     Ok(())
 }
 
-async fn add_dataset(tx: &mut Connection, of: &Run, dataset: &DatasetInput) -> Result<()> {
+pub(super) async fn add_models(
+    tx: &mut Connection,
+    run: &str,
+    inputs: &[String],
+    outputs: &[ModelOutput],
+) -> Result<()> {
+    let inputs = inputs.iter().map(|model| ("input", model, 0));
+    let outputs = outputs.iter().map(|ModelOutput { model, step }| ("output", model, *step));
+    for (direction, model, step) in inputs.chain(outputs) {
+        query(
+            "INSERT INTO run_models (run, direction, model, step) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (run, direction, model) DO NOTHING",
+        )
+        .bind(run)
+        .bind(direction)
+        .bind(model)
+        .bind(step)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn add_dataset(tx: &mut Connection, of: &Run, dataset: &DatasetInput) -> Result<()> {
     let DatasetInput { name, digest, source_type, source, schema, profile, tags } = dataset;
     query(
         "INSERT INTO datasets (experiment, name, digest, source_type, source, schema, profile)
