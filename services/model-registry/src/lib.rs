@@ -2,7 +2,8 @@
 //!
 //! - `grpc` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
-//! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
+//! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `evaluation` what
+//!   these are judged by, `search` their filters.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
 use anyhow::Context;
@@ -17,6 +18,7 @@ pub mod artifacts;
 pub mod config;
 mod convert;
 pub mod error;
+pub mod evaluation;
 mod feed;
 mod grpc;
 pub mod metrics;

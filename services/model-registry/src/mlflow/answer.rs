@@ -15,6 +15,11 @@ pub(super) fn one(name: &str, value: Value) -> Response {
     Json(json!({ name: value })).into_response()
 }
 
+/// Answers with these fields.
+pub(super) fn whole(fields: Value) -> Response {
+    Json(fields).into_response()
+}
+
 /// Answers with nothing.
 pub(super) fn nothing() -> Response {
     Json(json!({})).into_response()

@@ -31,6 +31,7 @@ use crate::store::Everything;
 
 mod answer;
 mod artifacts;
+mod datasets;
 mod experiments;
 mod logged_models;
 mod metrics;
@@ -38,6 +39,7 @@ mod refusal;
 mod registered;
 mod request;
 mod runs;
+mod scorers;
 
 use refusal::Refusal;
 
@@ -103,6 +105,8 @@ fn router(mlflow: Mlflow) -> Router {
             .merge(logged_models::routes())
             .merge(registered::routes())
             .merge(artifacts::routes())
+            .merge(datasets::routes())
+            .merge(scorers::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };

@@ -55,6 +55,13 @@ impl From<Entity> for Refusal {
             Entity::ExperimentNamed(name) => format!("Could not find experiment with name '{name}'"),
             Entity::Run(id) => format!("Run with id={id} not found"),
             Entity::LoggedModel(id) => format!("Logged model with ID '{id}' not found."),
+            Entity::EvaluationDataset(id) => format!("Evaluation dataset with id '{id}' not found"),
+            Entity::Scorer { experiment, name, version: None } => {
+                format!("Scorer with name '{name}' not found for experiment {experiment}.")
+            }
+            Entity::Scorer { experiment, name, version: Some(version) } => {
+                format!("Scorer with name '{name}' and version {version} not found for experiment {experiment}.")
+            }
         })
     }
 }

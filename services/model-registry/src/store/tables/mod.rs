@@ -18,6 +18,8 @@ use crate::store::rows::{EventRow, from_json, to_json, to_word};
 use crate::store::{Call, IDS_AT_ONCE, REMEMBER_REQUESTS_MICROS, ROWS_AT_ONCE, Store, fingerprint};
 
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod evaluation;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod files;
@@ -29,6 +31,8 @@ mod reading;
 mod registered;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod runs;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod scorers;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod searching;
 
