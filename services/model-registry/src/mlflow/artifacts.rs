@@ -228,20 +228,26 @@ async fn list(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     Ok(answer::one("files", listed(mlflow.files(&directory).await?, "")))
 }
 
-async fn list_below(mlflow: &Mlflow, uri: &str, relative: &str) -> Answer {
+async fn list_below(mlflow: &Mlflow, uri: &str, relative: &str) -> Result<Value, Refusal> {
     let relative = directory(relative)?;
     let files = listed(mlflow.files(&below_proxy(uri, &relative)?).await?, &relative);
-    Ok(axum::Json(json!({"root_uri": uri, "files": files})).into_response())
+    Ok(json!({"root_uri": uri, "files": files}))
 }
 
 async fn list_of_run(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(files_of_run(&mlflow, &fields).await?))
+}
+
+/// What [`list_of_run`] answers.
+pub(super) async fn files_of_run(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let run = mlflow.store.run(&fields.run_id()?).await?;
-    list_below(&mlflow, &run.artifact_uri, &fields.text_or_empty("path")?).await
+    list_below(mlflow, &run.artifact_uri, &fields.text_or_empty("path")?).await
 }
 
 async fn list_of_logged_model(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: Fields) -> Answer {
     let model = mlflow.store.logged_model(&id).await?;
-    list_below(&mlflow, &model.artifact_location, &fields.text_or_empty("artifact_directory_path")?).await
+    let directory = fields.text_or_empty("artifact_directory_path")?;
+    Ok(answer::whole(list_below(&mlflow, &model.artifact_location, &directory).await?))
 }
 
 async fn file_of_logged_model(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: Fields) -> Answer {

@@ -33,6 +33,7 @@ mod answer;
 mod artifacts;
 mod datasets;
 mod experiments;
+mod graphql;
 mod logged_models;
 mod metrics;
 mod refusal;
@@ -72,7 +73,7 @@ pub(crate) async fn serve(listener: TcpListener, mlflow: Mlflow, stop: Cancellat
     let address = listener.local_addr()?;
     tracing::info!(listen = %address, "serving MLflow's API on {address}");
     // MLflow's clients join URLs carelessly: `//` at the beginning of a path is `/`.
-    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow));
+    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow)?);
     let router = ServiceExt::<Request>::into_make_service(router);
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
@@ -96,7 +97,7 @@ fn one_leading_slash(mut request: Request) -> Request {
     request
 }
 
-fn router(mlflow: Mlflow) -> Router {
+fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
     let areas = || {
         Router::new()
             .merge(experiments::routes())
@@ -113,13 +114,14 @@ fn router(mlflow: Mlflow) -> Router {
     let mut router = Router::new()
         .route("/health", get(async || "OK"))
         .route("/version", get(async || VERSION))
-        .merge(artifacts::plain_routes());
+        .merge(artifacts::plain_routes())
+        .merge(graphql::routes()?.layer(DefaultBodyLimit::max(MAX_JSON_BYTES)));
     for root in ["/api", "/ajax-api"] {
         for version in ["2.0", "2.11", "3.0"] {
             router = router.nest(&format!("{root}/{version}"), areas());
         }
     }
-    router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow)
+    Ok(router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow))
 }
 
 async fn server_info(State(_): State<Mlflow>) -> Json<serde_json::Value> {

@@ -25,6 +25,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE", message)
     }
 
+    /// What is said to the caller.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
     }
