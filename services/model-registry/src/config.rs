@@ -27,6 +27,9 @@ pub struct Config {
     /// clients reach themselves, as `s3://bucket/prefix`.
     #[arg(long, env = "MODEL_REGISTRY_MLFLOW_ARTIFACT_ROOT", default_value = "mlflow-artifacts:")]
     pub mlflow_artifact_root: String,
+    /// The deployments server that MLflow's web page asks through the registry, as `http://gateway:7000`.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_DEPLOYMENTS_TARGET", value_parser = http_url)]
+    pub mlflow_deployments_target: Option<Url>,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -84,6 +87,7 @@ impl Config {
             admin_listen: (Ipv4Addr::LOCALHOST, 9101).into(),
             mlflow_listen: None,
             mlflow_artifact_root: "mlflow-artifacts:".to_owned(),
+            mlflow_deployments_target: None,
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,
@@ -106,6 +110,15 @@ impl Config {
 
 /// Where MLflow's REST API is served, if it is.
 pub type MlflowListen = Option<SocketAddr>;
+
+fn http_url(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        Ok(url) if !matches!(url.scheme(), "http" | "https") => Err("must begin with http:// or https://".to_owned()),
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => Err("must have no password".to_owned()),
+        Ok(url) => Ok(url),
+        Err(error) => Err(error.to_string()),
+    }
+}
 
 fn listen_or_none(text: &str) -> Result<MlflowListen, String> {
     if text == "none" {

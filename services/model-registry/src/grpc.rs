@@ -1,4 +1,4 @@
-//! The gRPC service: convert in, one call, convert out.
+//! The gRPC services: convert in, one call, convert out.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status, Streaming};
 use verdict_api::registry as api;
 use verdict_api::registry::download_artifact_response::Part as Downloaded;
+use verdict_api::registry::evaluation_service_server::EvaluationServiceServer;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
 use verdict_api::registry::upload_artifact_request::Part as Uploaded;
 
@@ -20,21 +21,24 @@ use crate::feed::Feed;
 use crate::metrics::ARTIFACT_BYTES;
 use crate::model::{Artifact, Micros};
 use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
-use crate::store::Store;
+use crate::store::Everything;
+
+mod evaluation;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
 /// What the calls work on.
 pub(crate) struct Registry {
-    pub(crate) store: Arc<dyn Store>,
+    pub(crate) store: Arc<dyn Everything>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
     pub(crate) feed: Arc<Feed>,
 }
 
-/// The routes of the service; callers may send messages of at most `max_message_bytes`.
+/// The routes of the services; callers may send messages of at most `max_message_bytes`.
 pub(crate) fn routes(registry: Registry, max_message_bytes: usize) -> Routes {
-    let server = ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes);
-    Routes::new(server)
+    let evaluation = evaluation::Evaluation { store: registry.store.clone() };
+    Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
+        .add_service(EvaluationServiceServer::new(evaluation).max_decoding_message_size(max_message_bytes))
 }
 
 impl Registry {

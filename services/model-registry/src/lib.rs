@@ -6,9 +6,12 @@
 //!   these are judged by, `search` their filters.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use verdict_api::registry::{evaluation_service_server, model_registry_service_server};
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
@@ -33,8 +36,8 @@ pub mod tracking;
 
 pub use config::Config;
 
-/// The full name of the gRPC service, as health and reflection know it.
-pub const SERVICE: &str = "verdict.registry.v1.ModelRegistryService";
+/// The full names of the gRPC services, as health and reflection know them.
+pub const SERVICES: [&str; 2] = [model_registry_service_server::SERVICE_NAME, evaluation_service_server::SERVICE_NAME];
 
 /// Serves the registry on `listeners` until `stop`, then drains.
 ///
@@ -55,16 +58,19 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
                 .with_context(|| format!("MODEL_REGISTRY_MLFLOW_LISTEN: cannot listen on {address}"))?,
         ),
     };
+    let gateway = config.mlflow_deployments_target.clone().map(mlflow::Gateway::new).transpose()?.map(Arc::new);
     tracing::info!(%database, artifacts = %config.artifact_location(), "opened the database and the artifact store");
 
-    let health = Health::new(&[SERVICE]);
-    health.set(SERVICE, true, "the database answers");
+    let health = Health::new(&SERVICES);
+    for service in SERVICES {
+        health.set(service, true, "the database answers");
+    }
     let probe = tokio::spawn(probe::run(store.clone(), health.clone(), stop.clone()));
     let rest = async {
         let Some(listener) = mlflow else { return Ok(()) };
         let spool = config.database.data_dir.join("spool");
         let (artifacts, feed) = (artifacts.clone(), feed.clone());
-        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root };
+        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root, gateway };
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };

@@ -4,6 +4,7 @@
 //! records and tags of what callers send, and says what is wrong with it.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -283,6 +284,21 @@ pub struct DatasetSearch {
 pub struct After {
     pub create_time: Millis,
     pub id: String,
+}
+
+impl After {
+    /// Reads what [`fmt::Display`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (time, id) = text.split_once(':')?;
+        let is_plain = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        is_plain.then_some(Self { create_time: Millis(time.parse().ok()?), id: id.to_owned() })
+    }
+}
+
+impl fmt::Display for After {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.create_time.0, self.id)
+    }
 }
 
 /// How many records were new, and how many were there before.

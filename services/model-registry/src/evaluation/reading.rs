@@ -34,21 +34,35 @@ pub fn name(name: &str) -> Result<()> {
     if name.trim().is_empty() {
         return reject("Invalid value for parameter 'name': it must not be blank".to_owned());
     }
+    without_nul("name", name)?;
     length("name", name, MAX_NAME)
+}
+
+/// PostgreSQL can't keep NUL, so neither database is given one.
+fn without_nul(what: &str, text: &str) -> Result<()> {
+    if text.contains('\0') {
+        return reject(format!("Invalid value for parameter '{what}': it must not hold NUL characters"));
+    }
+    Ok(())
 }
 
 /// Checks a scorer as its client wrote it.
 pub fn scorer(serialized: &str) -> Result<()> {
+    without_nul("serialized_scorer", serialized)?;
     length("serialized_scorer", serialized, MAX_SCORER)
 }
 
 /// Reads ids of experiments.
 pub fn experiments(ids: &[String]) -> Result<Vec<i64>> {
+    let number = |id: &String| id.parse().or_else(|_| reject(format!("Invalid experiment ID: '{id}'")));
+    numbered(ids.iter().map(number).collect::<Result<_>>()?)
+}
+
+/// Checks numbers of experiments; answers each once, in order.
+pub fn numbered(mut ids: Vec<i64>) -> Result<Vec<i64>> {
     if ids.len() > MAX_EXPERIMENTS {
         return reject(format!("'experiment_ids' may hold at most {MAX_EXPERIMENTS} ids, got {}", ids.len()));
     }
-    let number = |id: &String| id.parse().or_else(|_| reject(format!("Invalid experiment ID: '{id}'")));
-    let mut ids = ids.iter().map(number).collect::<Result<Vec<i64>>>()?;
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)

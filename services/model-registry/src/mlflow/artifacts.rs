@@ -57,6 +57,11 @@ fn directory(text: &str) -> Result<String, Refusal> {
     }
 }
 
+/// Refuses what keeps its files elsewhere.
+pub(super) fn must_be_kept_here(uri: &str) -> Result<(), Refusal> {
+    below_proxy(uri, "").map(drop)
+}
+
 /// What a URI of this registry's own files names; others are not served from here.
 fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
     let Some(root) = uri.strip_prefix(PROXY) else {
@@ -152,10 +157,15 @@ async fn upload_to_run(State(mlflow): State<Mlflow>, parameters: Parameters, byt
         return Err(Refusal::invalid("Request must specify data."));
     }
     let run = mlflow.store.run(run).await?;
-    mlflow.take(path(&below_proxy(&run.artifact_uri, relative.as_str())?)?, Body::from(bytes)).await
+    mlflow.put_below(&run.artifact_uri, relative.as_str(), bytes).await
 }
 
 impl Mlflow {
+    /// Keeps a small file below a URI of this registry's own files.
+    pub(super) async fn put_below(&self, uri: &str, relative: &str, bytes: Bytes) -> Answer {
+        self.take(path(&below_proxy(uri, relative)?)?, Body::from(bytes)).await
+    }
+
     /// Takes a file in: spooled and hashed, kept by its hash, then noted under its path.
     async fn take(&self, path: ArtifactPath, body: Body) -> Answer {
         if version_in(path.as_str()).is_some() || path.as_str().starts_with(&format!("{VERSIONS}/")) {

@@ -175,10 +175,7 @@ fn after(fields: &Fields) -> Result<Option<After>, Refusal> {
         return Ok(None);
     }
     let text = hex::decode(&token).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let after = text.as_deref().and_then(|text| text.split_once(':')).and_then(|(time, id)| {
-        let is_plain = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        Some(After { create_time: Millis(time.parse().ok()?), id: is_plain.then(|| id.to_owned())? })
-    });
+    let after = text.as_deref().and_then(After::parse);
     after.map(Some).ok_or_else(|| Refusal::invalid("Invalid page token: take one from an answer."))
 }
 
@@ -187,8 +184,8 @@ async fn records(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: F
     let (records, next) = mlflow.store.records(&id, after.as_ref(), limit).await?;
     let records: Value = records.into_iter().map(|one| record(&id, one)).collect();
     let mut page = json!({"records": records.to_string()});
-    if let Some(After { create_time, id }) = next {
-        page["next_page_token"] = hex::encode(format!("{}:{id}", create_time.0)).into();
+    if let Some(after) = next {
+        page["next_page_token"] = hex::encode(after.to_string()).into();
     }
     Ok(answer::whole(page))
 }

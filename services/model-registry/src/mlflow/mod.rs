@@ -1,7 +1,8 @@
 //! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
 //!
 //! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
-//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`.
+//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`, `datasets`,
+//!   `scorers`, `promptlab`, `gateway`; `graphql` asks some of them under other names.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
@@ -33,15 +34,18 @@ mod answer;
 mod artifacts;
 mod datasets;
 mod experiments;
+mod gateway;
 mod graphql;
 mod logged_models;
 mod metrics;
+mod promptlab;
 mod refusal;
 mod registered;
 mod request;
 mod runs;
 mod scorers;
 
+pub(crate) use gateway::Gateway;
 use refusal::Refusal;
 
 type Answer = Result<Response, Refusal>;
@@ -63,6 +67,8 @@ pub(crate) struct Mlflow {
     pub(crate) spool: PathBuf,
     /// Below which experiments keep their files unless they say otherwise.
     pub(crate) artifact_root: String,
+    /// Where models are asked, if anywhere.
+    pub(crate) gateway: Option<Arc<Gateway>>,
 }
 
 /// Serves the API on `listener` until `stop`, then lets calls in flight end for a while.
@@ -108,6 +114,8 @@ fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
             .merge(artifacts::routes())
             .merge(datasets::routes())
             .merge(scorers::routes())
+            .merge(promptlab::routes())
+            .merge(gateway::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };

@@ -5,6 +5,7 @@
 mod clients;
 mod conformance;
 mod crash;
+mod evaluation;
 mod mlflow;
 mod process;
 mod publishing;

@@ -28,6 +28,9 @@ const MAX_VERSIONS: u32 = 10_000;
 /// Most experiments, and most runs for their versions, that one query is about.
 const IDS_AT_ONCE: usize = 1_000;
 
+/// Longest message about what can't be read, in bytes.
+const MAX_TOLD: usize = 500;
+
 /// The one path.
 pub(super) fn routes() -> anyhow::Result<Router<Mlflow>> {
     let schema = Arc::new(schema::build()?);
@@ -63,7 +66,12 @@ async fn execute(schema: &Schema, mlflow: Mlflow, fields: &Fields) -> Answer {
     };
     let mut document = match parse_query(&query) {
         Ok(document) => document,
-        Err(error) => return Ok(Json(Executed::refused(format!("Syntax Error: {error}"))).into_response()),
+        Err(error) => {
+            // It quotes the line that it is about, and that can be long.
+            let mut told = format!("Syntax Error: {error}");
+            told.truncate(told.floor_char_boundary(MAX_TOLD));
+            return Ok(Json(Executed::refused(told)).into_response());
+        }
     };
     if let Err(told) = limits::check(&document) {
         return Ok(Json(Executed::refused(told)).into_response());

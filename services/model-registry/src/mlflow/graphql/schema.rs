@@ -74,7 +74,16 @@ fn root(definition: &FieldDefinition) -> anyhow::Result<Field> {
     let name = definition.name.node.as_str();
     let root = Root::named(name).with_context(|| format!("schema.graphql: {name} is not resolved"))?;
     let field = Field::new(name, reference(&definition.ty.node), move |context| {
-        FieldFuture::new(async move { Ok(Some(FieldValue::owned_any(root.resolve(&context).await?))) })
+        FieldFuture::new(async move {
+            match root.resolve(&context).await {
+                Ok(answer) => Ok(Some(FieldValue::owned_any(answer))),
+                // The field is null and the error told; what was asked beside it is answered all the same.
+                Err(error) => {
+                    context.add_error(context.set_error_path(error.into_server_error(context.item.pos)));
+                    Ok(None)
+                }
+            }
+        })
     });
     Ok(definition.arguments.iter().fold(field, |field, one| field.argument(argument(&one.node))))
 }
