@@ -11,4 +11,5 @@ mod process;
 mod publishing;
 mod requests;
 mod watching;
+mod web_page;
 mod world;
