@@ -298,6 +298,24 @@ mod tests {
     }
 
     #[test]
+    fn a_local_source_lies_below_the_files_of_its_run() {
+        let home = Some("file:///srv/a+b/artifacts");
+        for good in ["", "/model", "/.", "/model/..", "/model/%2e%2e/other"] {
+            assert!(version_source(&format!("file:///srv/a+b/artifacts{good}"), home).is_ok(), "{good}");
+        }
+        assert!(version_source("/srv/a+b/artifacts/model", home).is_ok());
+        for bad in ["/..", "/%2e%2e", "/%252e%252e/secret", "/../artifacts2", "/model/../../x", "/a%00b"] {
+            assert!(version_source(&format!("file:///srv/a+b/artifacts{bad}"), home).is_err(), "{bad}");
+        }
+        for elsewhere in ["file:///tmp", "/tmp", "relative", "file:relative"] {
+            assert!(version_source(elsewhere, home).is_err(), "{elsewhere}");
+            assert!(version_source(elsewhere, None).is_err(), "{elsewhere}");
+        }
+        let told = version_source("file://host/path", home).unwrap_err().to_string();
+        assert_eq!(told, "file://host/path is not a valid remote uri.");
+    }
+
+    #[test]
     fn a_batch_has_limits_and_no_parameter_twice() {
         let pairs = |count: usize| (0..count).map(|n| (format!("k{n}"), String::new())).collect::<Vec<_>>();
         let told = |what: Batch| batch(&what).unwrap_err().to_string();
