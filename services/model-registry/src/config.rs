@@ -31,6 +31,9 @@ pub struct Config {
     /// it at the address this registry does.
     #[arg(long, env = "MODEL_REGISTRY_MLFLOW_DIRECT_TRANSFERS")]
     pub mlflow_direct_transfers: bool,
+    /// The deployments server that MLflow's web page asks through the registry, as `http://gateway:7000`.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_DEPLOYMENTS_TARGET", value_parser = http_url)]
+    pub mlflow_deployments_target: Option<Url>,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -89,6 +92,7 @@ impl Config {
             mlflow_listen: None,
             mlflow_artifact_root: "mlflow-artifacts:".to_owned(),
             mlflow_direct_transfers: false,
+            mlflow_deployments_target: None,
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,
@@ -111,6 +115,15 @@ impl Config {
 
 /// Where MLflow's REST API is served, if it is.
 pub type MlflowListen = Option<SocketAddr>;
+
+fn http_url(text: &str) -> Result<Url, String> {
+    match Url::parse(text) {
+        Ok(url) if !matches!(url.scheme(), "http" | "https") => Err("must begin with http:// or https://".to_owned()),
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => Err("must have no password".to_owned()),
+        Ok(url) => Ok(url),
+        Err(error) => Err(error.to_string()),
+    }
+}
 
 fn listen_or_none(text: &str) -> Result<MlflowListen, String> {
     if text == "none" {

@@ -35,6 +35,12 @@ pub enum Entity {
     ExperimentNamed(String),
     Run(String),
     LoggedModel(String),
+    EvaluationDataset(String),
+    Scorer {
+        experiment: i64,
+        name: String,
+        version: Option<i64>,
+    },
     /// A tag of something that MLflow tracks.
     TagOf {
         of: String,
@@ -57,6 +63,8 @@ impl Entity {
             Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
             Self::Run(_) => "run",
             Self::LoggedModel(_) => "logged model",
+            Self::EvaluationDataset(_) => "evaluation dataset",
+            Self::Scorer { .. } => "scorer",
         }
     }
 
@@ -71,6 +79,9 @@ impl Entity {
             Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
                 name.clone()
             }
+            Self::EvaluationDataset(id) => id.clone(),
+            Self::Scorer { experiment, name, version: None } => format!("{experiment}/{name}"),
+            Self::Scorer { experiment, name, version: Some(version) } => format!("{experiment}/{name}/{version}"),
         }
     }
 
@@ -84,6 +95,8 @@ impl Entity {
             Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
             Self::Run(_) => "RUN_NOT_FOUND",
             Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",
+            Self::EvaluationDataset(_) => "EVALUATION_DATASET_NOT_FOUND",
+            Self::Scorer { .. } => "SCORER_NOT_FOUND",
         }
     }
 }

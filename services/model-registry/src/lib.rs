@@ -1,17 +1,20 @@
 //! The registry of models: names, versions, aliases, tags and files, and the log of what happened to them.
 //!
-//! - `grpc`, `grpc_tracking` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
+//! - `grpc` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
-//! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
 //! - `import` copies what another MLflow server keeps.
+//! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `evaluation` what
+//!   these are judged by, `search` their filters.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
+
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
-    audit_service_server, lineage_service_server, model_registry_service_server, protection_service_server,
-    tracking_service_server,
+    audit_service_server, evaluation_service_server, lineage_service_server, model_registry_service_server,
+    protection_service_server, tracking_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
@@ -24,6 +27,7 @@ pub mod audit;
 pub mod config;
 mod convert;
 pub mod error;
+pub mod evaluation;
 mod feed;
 mod grpc;
 pub mod import;
@@ -42,9 +46,10 @@ pub mod tracking;
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 5] = [
+pub const SERVICES: [&str; 6] = [
     model_registry_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
+    evaluation_service_server::SERVICE_NAME,
     lineage_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
     tracking_service_server::SERVICE_NAME,
@@ -69,6 +74,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
                 .with_context(|| format!("MODEL_REGISTRY_MLFLOW_LISTEN: cannot listen on {address}"))?,
         ),
     };
+    let gateway = config.mlflow_deployments_target.clone().map(mlflow::Gateway::new).transpose()?.map(Arc::new);
     tracing::info!(%database, artifacts = %config.artifact_location(), "opened the database and the artifact store");
 
     let health = Health::new(&SERVICES);
@@ -80,7 +86,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         let Some(listener) = mlflow else { return Ok(()) };
         let spool = config.database.data_dir.join("spool");
         let (artifacts, feed) = (artifacts.clone(), feed.clone());
-        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root, direct_transfers };
+        let mlflow =
+            mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root, direct_transfers, gateway };
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
     let spool = Spool::open(config.database.data_dir.join("spool/uploads")).await.with_context(|| {

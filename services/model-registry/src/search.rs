@@ -35,6 +35,7 @@ pub enum Subject {
     RegisteredModels,
     ModelVersions,
     LoggedModels,
+    EvaluationDatasets,
 }
 
 /// One comparison of a filter.
@@ -200,7 +201,7 @@ fn takes_lists(subject: Subject, field: &Field) -> bool {
         Subject::Runs => matches!(field, Field::Attribute(Attribute::RunId) | Field::Dataset(_)),
         Subject::ModelVersions => matches!(field, Field::Attribute(Attribute::RunId)),
         Subject::LoggedModels => !field.is_number(),
-        Subject::Experiments | Subject::RegisteredModels => false,
+        Subject::Experiments | Subject::RegisteredModels | Subject::EvaluationDatasets => false,
     }
 }
 

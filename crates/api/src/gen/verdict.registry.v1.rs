@@ -8546,3 +8546,1914 @@ pub mod tracking_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What models are tried on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EvaluationDataset {
+    /// "d-" and 32 hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Changes whenever records do.
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// The kinds of values by field, as MLflow has it: JSON. Empty before the first record.
+    #[prost(string, tag = "4")]
+    pub schema: ::prost::alloc::string::String,
+    #[prost(int64, tag = "5")]
+    pub record_count: i64,
+    #[prost(map = "string, string", tag = "6")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The experiments it belongs to, in order.
+    #[prost(int64, repeated, tag = "7")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+    #[prost(int64, tag = "8")]
+    pub create_time_ms: i64,
+    #[prost(int64, tag = "9")]
+    pub update_time_ms: i64,
+    /// Empty where nobody said who it was, as in the next.
+    #[prost(string, tag = "10")]
+    pub created_by: ::prost::alloc::string::String,
+    #[prost(string, tag = "11")]
+    pub updated_by: ::prost::alloc::string::String,
+}
+/// One thing to try a model on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EvaluationRecord {
+    /// "dr-" and 32 hexadecimal digits. Given by the registry.
+    #[prost(string, tag = "1")]
+    pub record_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub inputs: ::core::option::Option<::prost_types::Struct>,
+    /// Absent in an upsert leaves what is there; null takes it away.
+    #[prost(message, optional, tag = "3")]
+    pub outputs: ::core::option::Option<::prost_types::Value>,
+    #[prost(message, optional, tag = "4")]
+    pub expectations: ::core::option::Option<::prost_types::Struct>,
+    /// The tag "mlflow.user" says who sent it.
+    #[prost(message, optional, tag = "5")]
+    pub tags: ::core::option::Option<::prost_types::Struct>,
+    /// Where it comes from; it stays what it was when the record is sent again.
+    #[prost(message, optional, tag = "6")]
+    pub source: ::core::option::Option<EvaluationSource>,
+    /// Given by the registry, as all that follows.
+    #[prost(int64, tag = "7")]
+    pub create_time_ms: i64,
+    #[prost(int64, tag = "8")]
+    pub update_time_ms: i64,
+    #[prost(string, tag = "9")]
+    pub created_by: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub updated_by: ::prost::alloc::string::String,
+}
+/// Where a record comes from.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EvaluationSource {
+    #[prost(enumeration = "EvaluationSourceType", tag = "1")]
+    pub r#type: i32,
+    /// What there is to say of it, as {"trace_id": "tr-1"}.
+    #[prost(message, optional, tag = "2")]
+    pub data: ::core::option::Option<::prost_types::Struct>,
+}
+/// What judges answers, in one version.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Scorer {
+    /// The same for all versions.
+    #[prost(string, tag = "1")]
+    pub scorer_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(int64, tag = "4")]
+    pub version: i64,
+    /// As its client wrote it: at most 65535 characters.
+    #[prost(string, tag = "5")]
+    pub serialized: ::prost::alloc::string::String,
+    #[prost(int64, tag = "6")]
+    pub create_time_ms: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateEvaluationDatasetRequest {
+    /// At most 255 characters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// At most 1000, keys of at most 255 characters, values of at most 5000. "mlflow.user" says who made it.
+    #[prost(map = "string, string", tag = "2")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// At most 1000.
+    #[prost(int64, repeated, tag = "3")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateEvaluationDatasetResponse {
+    #[prost(message, optional, tag = "1")]
+    pub dataset: ::core::option::Option<EvaluationDataset>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetEvaluationDatasetRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetEvaluationDatasetResponse {
+    #[prost(message, optional, tag = "1")]
+    pub dataset: ::core::option::Option<EvaluationDataset>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchEvaluationDatasetsRequest {
+    /// They belong to one of these; empty for any.
+    #[prost(int64, repeated, tag = "1")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+    /// MLflow's grammar: `name`, `created_by`, `last_updated_by`, `created_time`, `last_update_time`, `tags.key`, compared with
+    /// literals and joined by AND.
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// As "name ASC"; also `created_time` and `last_update_time`.
+    #[prost(string, repeated, tag = "3")]
+    pub order_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 1 to 1000, 0 for 100.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchEvaluationDatasetsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub datasets: ::prost::alloc::vec::Vec<EvaluationDataset>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteEvaluationDatasetRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteEvaluationDatasetResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetEvaluationDatasetTagsRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "2")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetEvaluationDatasetTagsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub dataset: ::core::option::Option<EvaluationDataset>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteEvaluationDatasetTagRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeleteEvaluationDatasetTagResponse {
+    #[prost(message, optional, tag = "1")]
+    pub dataset: ::core::option::Option<EvaluationDataset>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddEvaluationDatasetToExperimentsRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    /// Experiments that exist. One it belongs to already stays as it is.
+    #[prost(int64, repeated, tag = "2")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AddEvaluationDatasetToExperimentsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub dataset: ::core::option::Option<EvaluationDataset>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveEvaluationDatasetFromExperimentsRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    /// One it does not belong to changes nothing.
+    #[prost(int64, repeated, tag = "2")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RemoveEvaluationDatasetFromExperimentsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub dataset: ::core::option::Option<EvaluationDataset>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpsertEvaluationRecordsRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    /// At most 100000, and as many as a message may hold.
+    #[prost(message, repeated, tag = "2")]
+    pub records: ::prost::alloc::vec::Vec<EvaluationRecord>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpsertEvaluationRecordsResponse {
+    /// Records that were new.
+    #[prost(int32, tag = "1")]
+    pub inserted_count: i32,
+    /// Records that were there, or came twice.
+    #[prost(int32, tag = "2")]
+    pub updated_count: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListEvaluationRecordsRequest {
+    #[prost(string, tag = "1")]
+    pub dataset_id: ::prost::alloc::string::String,
+    /// 1 to 1000, 0 for 100.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListEvaluationRecordsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<EvaluationRecord>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegisterScorerRequest {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    /// At most 255 characters.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// At most 65535 characters.
+    #[prost(string, tag = "3")]
+    pub serialized: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegisterScorerResponse {
+    #[prost(message, optional, tag = "1")]
+    pub scorer: ::core::option::Option<Scorer>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListScorersRequest {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListScorersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub scorers: ::prost::alloc::vec::Vec<Scorer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListScorerVersionsRequest {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListScorerVersionsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub scorers: ::prost::alloc::vec::Vec<Scorer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetScorerRequest {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(int64, optional, tag = "3")]
+    pub version: ::core::option::Option<i64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetScorerResponse {
+    #[prost(message, optional, tag = "1")]
+    pub scorer: ::core::option::Option<Scorer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteScorerRequest {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(int64, optional, tag = "3")]
+    pub version: ::core::option::Option<i64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteScorerResponse {}
+/// Where records come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EvaluationSourceType {
+    Unspecified = 0,
+    Trace = 1,
+    Human = 2,
+    Document = 3,
+    Code = 4,
+}
+impl EvaluationSourceType {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EVALUATION_SOURCE_TYPE_UNSPECIFIED",
+            Self::Trace => "EVALUATION_SOURCE_TYPE_TRACE",
+            Self::Human => "EVALUATION_SOURCE_TYPE_HUMAN",
+            Self::Document => "EVALUATION_SOURCE_TYPE_DOCUMENT",
+            Self::Code => "EVALUATION_SOURCE_TYPE_CODE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EVALUATION_SOURCE_TYPE_UNSPECIFIED" => Some(Self::Unspecified),
+            "EVALUATION_SOURCE_TYPE_TRACE" => Some(Self::Trace),
+            "EVALUATION_SOURCE_TYPE_HUMAN" => Some(Self::Human),
+            "EVALUATION_SOURCE_TYPE_DOCUMENT" => Some(Self::Document),
+            "EVALUATION_SOURCE_TYPE_CODE" => Some(Self::Code),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod evaluation_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What answers of models are judged by: evaluation datasets with their records, and scorers.
+    ///
+    /// It is the store that MLflow's REST API writes: what one side does the other sees at once, and both have the same
+    /// limits. Times are milliseconds since 1970-01-01 UTC, as MLflow's clients send them. Numbers in records are 64-bit
+    /// floating-point here: whole ones up to 2^53 are integers over REST, and records written there may have larger ones.
+    ///
+    /// No call takes a request id. All but CreateEvaluationDataset and RegisterScorer do the same when they are repeated;
+    /// these two make another each time.
+    ///
+    /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", and `ResourceInfo` for what was not
+    /// found: EVALUATION_DATASET_NOT_FOUND, SCORER_NOT_FOUND, EXPERIMENT_NOT_FOUND (NOT_FOUND); INVALID_PARAMETER_VALUE,
+    /// INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN (INVALID_ARGUMENT). What was refused wrote nothing.
+    #[derive(Debug, Clone)]
+    pub struct EvaluationServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl EvaluationServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> EvaluationServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> EvaluationServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            EvaluationServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Adds a dataset to experiments that exist. Several may have one name.
+        pub async fn create_evaluation_dataset(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateEvaluationDatasetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateEvaluationDatasetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/CreateEvaluationDataset",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "CreateEvaluationDataset",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a dataset without its records.
+        pub async fn get_evaluation_dataset(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetEvaluationDatasetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetEvaluationDatasetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/GetEvaluationDataset",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "GetEvaluationDataset",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds datasets, in pages: newest first unless ordered otherwise.
+        pub async fn search_evaluation_datasets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchEvaluationDatasetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchEvaluationDatasetsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/SearchEvaluationDatasets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "SearchEvaluationDatasets",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a dataset and its records. One that is not there is gone already: no error.
+        pub async fn delete_evaluation_dataset(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteEvaluationDatasetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteEvaluationDatasetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/DeleteEvaluationDataset",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "DeleteEvaluationDataset",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets tags; others stay.
+        pub async fn set_evaluation_dataset_tags(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetEvaluationDatasetTagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEvaluationDatasetTagsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/SetEvaluationDatasetTags",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "SetEvaluationDatasetTags",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a tag. One that isn't set is gone already: no error.
+        pub async fn delete_evaluation_dataset_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteEvaluationDatasetTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteEvaluationDatasetTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/DeleteEvaluationDatasetTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "DeleteEvaluationDatasetTag",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds a dataset to experiments that exist.
+        pub async fn add_evaluation_dataset_to_experiments(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                super::AddEvaluationDatasetToExperimentsRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::AddEvaluationDatasetToExperimentsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/AddEvaluationDatasetToExperiments",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "AddEvaluationDatasetToExperiments",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes a dataset from experiments.
+        pub async fn remove_evaluation_dataset_from_experiments(
+            &mut self,
+            request: impl tonic::IntoRequest<
+                super::RemoveEvaluationDatasetFromExperimentsRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveEvaluationDatasetFromExperimentsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/RemoveEvaluationDatasetFromExperiments",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "RemoveEvaluationDatasetFromExperiments",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds records to a dataset: all of them or none. A record is known by its inputs: sent again, its expectations and tags
+        /// are added to those that are there and its outputs take their place.
+        pub async fn upsert_evaluation_records(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpsertEvaluationRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpsertEvaluationRecordsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/UpsertEvaluationRecords",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "UpsertEvaluationRecords",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the records of a dataset in the order in which they came, in pages.
+        pub async fn list_evaluation_records(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListEvaluationRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEvaluationRecordsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/ListEvaluationRecords",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "ListEvaluationRecords",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds the next version of a scorer to an active experiment. Numbers start at 1 and are not used again while the scorer
+        /// has a version.
+        pub async fn register_scorer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RegisterScorerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RegisterScorerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/RegisterScorer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "RegisterScorer",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the newest version of each scorer of an active experiment, by name; at most 1000.
+        pub async fn list_scorers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListScorersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListScorersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/ListScorers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "ListScorers",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the versions of a scorer, oldest first; at most 1000.
+        pub async fn list_scorer_versions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListScorerVersionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListScorerVersionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/ListScorerVersions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "ListScorerVersions",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a version of a scorer, the newest unless a number is given.
+        pub async fn get_scorer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetScorerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetScorerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/GetScorer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.EvaluationService", "GetScorer"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a version of a scorer, or all of them unless a number is given.
+        pub async fn delete_scorer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteScorerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteScorerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.EvaluationService/DeleteScorer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.EvaluationService",
+                        "DeleteScorer",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod evaluation_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with EvaluationServiceServer.
+    #[async_trait]
+    pub trait EvaluationService: std::marker::Send + std::marker::Sync + 'static {
+        /// Adds a dataset to experiments that exist. Several may have one name.
+        async fn create_evaluation_dataset(
+            &self,
+            request: tonic::Request<super::CreateEvaluationDatasetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateEvaluationDatasetResponse>,
+            tonic::Status,
+        >;
+        /// Returns a dataset without its records.
+        async fn get_evaluation_dataset(
+            &self,
+            request: tonic::Request<super::GetEvaluationDatasetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetEvaluationDatasetResponse>,
+            tonic::Status,
+        >;
+        /// Finds datasets, in pages: newest first unless ordered otherwise.
+        async fn search_evaluation_datasets(
+            &self,
+            request: tonic::Request<super::SearchEvaluationDatasetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchEvaluationDatasetsResponse>,
+            tonic::Status,
+        >;
+        /// Removes a dataset and its records. One that is not there is gone already: no error.
+        async fn delete_evaluation_dataset(
+            &self,
+            request: tonic::Request<super::DeleteEvaluationDatasetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteEvaluationDatasetResponse>,
+            tonic::Status,
+        >;
+        /// Sets tags; others stay.
+        async fn set_evaluation_dataset_tags(
+            &self,
+            request: tonic::Request<super::SetEvaluationDatasetTagsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEvaluationDatasetTagsResponse>,
+            tonic::Status,
+        >;
+        /// Removes a tag. One that isn't set is gone already: no error.
+        async fn delete_evaluation_dataset_tag(
+            &self,
+            request: tonic::Request<super::DeleteEvaluationDatasetTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteEvaluationDatasetTagResponse>,
+            tonic::Status,
+        >;
+        /// Adds a dataset to experiments that exist.
+        async fn add_evaluation_dataset_to_experiments(
+            &self,
+            request: tonic::Request<super::AddEvaluationDatasetToExperimentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddEvaluationDatasetToExperimentsResponse>,
+            tonic::Status,
+        >;
+        /// Takes a dataset from experiments.
+        async fn remove_evaluation_dataset_from_experiments(
+            &self,
+            request: tonic::Request<super::RemoveEvaluationDatasetFromExperimentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveEvaluationDatasetFromExperimentsResponse>,
+            tonic::Status,
+        >;
+        /// Adds records to a dataset: all of them or none. A record is known by its inputs: sent again, its expectations and tags
+        /// are added to those that are there and its outputs take their place.
+        async fn upsert_evaluation_records(
+            &self,
+            request: tonic::Request<super::UpsertEvaluationRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpsertEvaluationRecordsResponse>,
+            tonic::Status,
+        >;
+        /// Lists the records of a dataset in the order in which they came, in pages.
+        async fn list_evaluation_records(
+            &self,
+            request: tonic::Request<super::ListEvaluationRecordsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListEvaluationRecordsResponse>,
+            tonic::Status,
+        >;
+        /// Adds the next version of a scorer to an active experiment. Numbers start at 1 and are not used again while the scorer
+        /// has a version.
+        async fn register_scorer(
+            &self,
+            request: tonic::Request<super::RegisterScorerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RegisterScorerResponse>,
+            tonic::Status,
+        >;
+        /// Lists the newest version of each scorer of an active experiment, by name; at most 1000.
+        async fn list_scorers(
+            &self,
+            request: tonic::Request<super::ListScorersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListScorersResponse>,
+            tonic::Status,
+        >;
+        /// Lists the versions of a scorer, oldest first; at most 1000.
+        async fn list_scorer_versions(
+            &self,
+            request: tonic::Request<super::ListScorerVersionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListScorerVersionsResponse>,
+            tonic::Status,
+        >;
+        /// Returns a version of a scorer, the newest unless a number is given.
+        async fn get_scorer(
+            &self,
+            request: tonic::Request<super::GetScorerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetScorerResponse>,
+            tonic::Status,
+        >;
+        /// Removes a version of a scorer, or all of them unless a number is given.
+        async fn delete_scorer(
+            &self,
+            request: tonic::Request<super::DeleteScorerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteScorerResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What answers of models are judged by: evaluation datasets with their records, and scorers.
+    ///
+    /// It is the store that MLflow's REST API writes: what one side does the other sees at once, and both have the same
+    /// limits. Times are milliseconds since 1970-01-01 UTC, as MLflow's clients send them. Numbers in records are 64-bit
+    /// floating-point here: whole ones up to 2^53 are integers over REST, and records written there may have larger ones.
+    ///
+    /// No call takes a request id. All but CreateEvaluationDataset and RegisterScorer do the same when they are repeated;
+    /// these two make another each time.
+    ///
+    /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", and `ResourceInfo` for what was not
+    /// found: EVALUATION_DATASET_NOT_FOUND, SCORER_NOT_FOUND, EXPERIMENT_NOT_FOUND (NOT_FOUND); INVALID_PARAMETER_VALUE,
+    /// INVALID_PAGE_SIZE, INVALID_PAGE_TOKEN (INVALID_ARGUMENT). What was refused wrote nothing.
+    #[derive(Debug)]
+    pub struct EvaluationServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> EvaluationServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for EvaluationServiceServer<T>
+    where
+        T: EvaluationService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/verdict.registry.v1.EvaluationService/CreateEvaluationDataset" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateEvaluationDatasetSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::CreateEvaluationDatasetRequest>
+                    for CreateEvaluationDatasetSvc<T> {
+                        type Response = super::CreateEvaluationDatasetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::CreateEvaluationDatasetRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::create_evaluation_dataset(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateEvaluationDatasetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/GetEvaluationDataset" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetEvaluationDatasetSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::GetEvaluationDatasetRequest>
+                    for GetEvaluationDatasetSvc<T> {
+                        type Response = super::GetEvaluationDatasetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetEvaluationDatasetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::get_evaluation_dataset(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetEvaluationDatasetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/SearchEvaluationDatasets" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchEvaluationDatasetsSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::SearchEvaluationDatasetsRequest>
+                    for SearchEvaluationDatasetsSvc<T> {
+                        type Response = super::SearchEvaluationDatasetsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::SearchEvaluationDatasetsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::search_evaluation_datasets(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchEvaluationDatasetsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/DeleteEvaluationDataset" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteEvaluationDatasetSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::DeleteEvaluationDatasetRequest>
+                    for DeleteEvaluationDatasetSvc<T> {
+                        type Response = super::DeleteEvaluationDatasetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::DeleteEvaluationDatasetRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::delete_evaluation_dataset(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteEvaluationDatasetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/SetEvaluationDatasetTags" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetEvaluationDatasetTagsSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::SetEvaluationDatasetTagsRequest>
+                    for SetEvaluationDatasetTagsSvc<T> {
+                        type Response = super::SetEvaluationDatasetTagsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::SetEvaluationDatasetTagsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::set_evaluation_dataset_tags(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetEvaluationDatasetTagsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/DeleteEvaluationDatasetTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteEvaluationDatasetTagSvc<T: EvaluationService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<
+                        super::DeleteEvaluationDatasetTagRequest,
+                    > for DeleteEvaluationDatasetTagSvc<T> {
+                        type Response = super::DeleteEvaluationDatasetTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::DeleteEvaluationDatasetTagRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::delete_evaluation_dataset_tag(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteEvaluationDatasetTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/AddEvaluationDatasetToExperiments" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddEvaluationDatasetToExperimentsSvc<T: EvaluationService>(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<
+                        super::AddEvaluationDatasetToExperimentsRequest,
+                    > for AddEvaluationDatasetToExperimentsSvc<T> {
+                        type Response = super::AddEvaluationDatasetToExperimentsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::AddEvaluationDatasetToExperimentsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::add_evaluation_dataset_to_experiments(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddEvaluationDatasetToExperimentsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/RemoveEvaluationDatasetFromExperiments" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveEvaluationDatasetFromExperimentsSvc<
+                        T: EvaluationService,
+                    >(
+                        pub Arc<T>,
+                    );
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<
+                        super::RemoveEvaluationDatasetFromExperimentsRequest,
+                    > for RemoveEvaluationDatasetFromExperimentsSvc<T> {
+                        type Response = super::RemoveEvaluationDatasetFromExperimentsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::RemoveEvaluationDatasetFromExperimentsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::remove_evaluation_dataset_from_experiments(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveEvaluationDatasetFromExperimentsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/UpsertEvaluationRecords" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpsertEvaluationRecordsSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::UpsertEvaluationRecordsRequest>
+                    for UpsertEvaluationRecordsSvc<T> {
+                        type Response = super::UpsertEvaluationRecordsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::UpsertEvaluationRecordsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::upsert_evaluation_records(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpsertEvaluationRecordsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/ListEvaluationRecords" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListEvaluationRecordsSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::ListEvaluationRecordsRequest>
+                    for ListEvaluationRecordsSvc<T> {
+                        type Response = super::ListEvaluationRecordsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListEvaluationRecordsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::list_evaluation_records(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListEvaluationRecordsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/RegisterScorer" => {
+                    #[allow(non_camel_case_types)]
+                    struct RegisterScorerSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::RegisterScorerRequest>
+                    for RegisterScorerSvc<T> {
+                        type Response = super::RegisterScorerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RegisterScorerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::register_scorer(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RegisterScorerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/ListScorers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListScorersSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::ListScorersRequest>
+                    for ListScorersSvc<T> {
+                        type Response = super::ListScorersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListScorersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::list_scorers(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListScorersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/ListScorerVersions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListScorerVersionsSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::ListScorerVersionsRequest>
+                    for ListScorerVersionsSvc<T> {
+                        type Response = super::ListScorerVersionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListScorerVersionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::list_scorer_versions(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListScorerVersionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/GetScorer" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetScorerSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::GetScorerRequest>
+                    for GetScorerSvc<T> {
+                        type Response = super::GetScorerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetScorerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::get_scorer(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetScorerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.EvaluationService/DeleteScorer" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteScorerSvc<T: EvaluationService>(pub Arc<T>);
+                    impl<
+                        T: EvaluationService,
+                    > tonic::server::UnaryService<super::DeleteScorerRequest>
+                    for DeleteScorerSvc<T> {
+                        type Response = super::DeleteScorerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteScorerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as EvaluationService>::delete_scorer(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteScorerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for EvaluationServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "verdict.registry.v1.EvaluationService";
+    impl<T> tonic::server::NamedService for EvaluationServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

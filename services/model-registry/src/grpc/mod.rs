@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 use verdict_api::registry as api;
 use verdict_api::registry::audit_service_server::AuditServiceServer;
 use verdict_api::registry::download_artifact_response::Part as Downloaded;
+use verdict_api::registry::evaluation_service_server::EvaluationServiceServer;
 use verdict_api::registry::lineage_service_server::LineageServiceServer;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
 use verdict_api::registry::protection_service_server::ProtectionServiceServer;
@@ -29,6 +30,7 @@ use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
 use crate::store::{Call, Everything};
 
 mod audit;
+mod evaluation;
 mod lineage;
 mod protection;
 mod tracking;
@@ -49,10 +51,12 @@ pub(crate) fn routes(registry: Registry, artifact_root: &str, max_message_bytes:
     let (store, feed) = (registry.store.clone(), registry.feed.clone());
     let log = audit::Log { store: store.clone() };
     let trail = lineage::Trail { store: store.clone() };
+    let evaluation = evaluation::Evaluation { store: store.clone() };
     let guard = protection::Guard { store: store.clone(), feed: feed.clone() };
     let tracking = tracking::Tracking { store, feed, artifact_root: artifact_root.to_owned() };
     Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
         .add_service(AuditServiceServer::new(log).max_decoding_message_size(max_message_bytes))
+        .add_service(EvaluationServiceServer::new(evaluation).max_decoding_message_size(max_message_bytes))
         .add_service(LineageServiceServer::new(trail).max_decoding_message_size(max_message_bytes))
         .add_service(ProtectionServiceServer::new(guard).max_decoding_message_size(max_message_bytes))
         .add_service(TrackingServiceServer::new(tracking).max_decoding_message_size(max_message_bytes))

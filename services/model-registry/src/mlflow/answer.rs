@@ -15,6 +15,11 @@ pub(super) fn one(name: &str, value: Value) -> Response {
     Json(json!({ name: value })).into_response()
 }
 
+/// Answers with these fields.
+pub(super) fn whole(fields: Value) -> Response {
+    Json(fields).into_response()
+}
+
 /// Answers with nothing.
 pub(super) fn nothing() -> Response {
     Json(json!({})).into_response()
@@ -22,11 +27,16 @@ pub(super) fn nothing() -> Response {
 
 /// Answers with a page: `{name: […], "next_page_token": …}`.
 pub(super) fn page(name: &str, items: Vec<Value>, next: Option<u64>) -> Response {
+    whole(paged(name, items, next))
+}
+
+/// What a page is answered with.
+pub(super) fn paged(name: &str, items: Vec<Value>, next: Option<u64>) -> Value {
     let mut fields = Map::from_iter([(name.to_owned(), Value::Array(items))]);
     if let Some(next) = next {
         fields.insert("next_page_token".to_owned(), token(next).into());
     }
-    Json(Value::Object(fields)).into_response()
+    Value::Object(fields)
 }
 
 fn pairs(pairs: BTreeMap<String, String>) -> Value {

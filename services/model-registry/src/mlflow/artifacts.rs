@@ -52,6 +52,11 @@ fn directory(text: &str) -> Result<String, Refusal> {
     }
 }
 
+/// Refuses what keeps its files elsewhere.
+pub(super) fn must_be_kept_here(uri: &str) -> Result<(), Refusal> {
+    below_proxy(uri, "").map(drop)
+}
+
 /// What a URI of this registry's own files names; others are not served from here.
 pub(super) fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
     let Some(root) = uri.strip_prefix(PROXY) else {
@@ -204,10 +209,15 @@ async fn upload_to_run(State(mlflow): State<Mlflow>, parameters: Parameters, byt
         return Err(Refusal::invalid("Request must specify data."));
     }
     let run = mlflow.store.run(run).await?;
-    mlflow.take(path(&below_proxy(&run.artifact_uri, relative.as_str())?)?, Body::from(bytes)).await
+    mlflow.put_below(&run.artifact_uri, relative.as_str(), bytes).await
 }
 
 impl Mlflow {
+    /// Keeps a small file below a URI of this registry's own files.
+    pub(super) async fn put_below(&self, uri: &str, relative: &str, bytes: Bytes) -> Answer {
+        self.take(path(&below_proxy(uri, relative)?)?, Body::from(bytes)).await
+    }
+
     /// Takes a file in: spooled and hashed, kept by its hash, then noted under its path.
     async fn take(&self, path: ArtifactPath, body: Body) -> Answer {
         put_by(&path)?;
@@ -255,20 +265,26 @@ async fn list(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     Ok(answer::one("files", listed(mlflow.files(&directory).await?, "")))
 }
 
-async fn list_below(mlflow: &Mlflow, uri: &str, relative: &str) -> Answer {
+async fn list_below(mlflow: &Mlflow, uri: &str, relative: &str) -> Result<Value, Refusal> {
     let relative = directory(relative)?;
     let files = listed(mlflow.files(&below_proxy(uri, &relative)?).await?, &relative);
-    Ok(axum::Json(json!({"root_uri": uri, "files": files})).into_response())
+    Ok(json!({"root_uri": uri, "files": files}))
 }
 
 async fn list_of_run(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(files_of_run(&mlflow, &fields).await?))
+}
+
+/// What [`list_of_run`] answers.
+pub(super) async fn files_of_run(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let run = mlflow.store.run(&fields.run_id()?).await?;
-    list_below(&mlflow, &run.artifact_uri, &fields.text_or_empty("path")?).await
+    list_below(mlflow, &run.artifact_uri, &fields.text_or_empty("path")?).await
 }
 
 async fn list_of_logged_model(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields: Fields) -> Answer {
     let model = mlflow.store.logged_model(&id).await?;
-    list_below(&mlflow, &model.artifact_location, &fields.text_or_empty("artifact_directory_path")?).await
+    let directory = fields.text_or_empty("artifact_directory_path")?;
+    Ok(answer::whole(list_below(&mlflow, &model.artifact_location, &directory).await?))
 }
 
 async fn file_of_logged_model(

@@ -3,7 +3,7 @@
 use axum::Router;
 use axum::extract::State;
 use axum::routing::{get, post};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::request::Fields;
 use super::{Answer, Mlflow, Refusal, answer};
@@ -63,9 +63,14 @@ async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 async fn by_id(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(get_by_id(&mlflow, &fields).await?))
+}
+
+/// What [`by_id`] answers.
+pub(super) async fn get_by_id(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let id = experiment_id(&fields.required("experiment_id")?)?;
     let experiment = mlflow.store.experiment(&ExperimentRef::Id(id)).await?;
-    Ok(answer::one("experiment", answer::experiment(experiment)))
+    Ok(json!({"experiment": answer::experiment(experiment)}))
 }
 
 async fn by_name(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {

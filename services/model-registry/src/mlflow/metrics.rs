@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
@@ -71,9 +71,13 @@ async fn bulk(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     Ok(answer::one("metrics", Value::Array(metrics)))
 }
 
+async fn bulk_interval(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(interval(&mlflow, &fields).await?))
+}
+
 /// The values at some of the steps that were logged, evenly chosen among those asked for; the first and last step of each
 /// run are always there.
-async fn bulk_interval(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+pub(super) async fn interval(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let runs = fields.texts("run_ids")?;
     if runs.is_empty() {
         return Err(missing("run_ids"));
@@ -119,7 +123,7 @@ async fn bulk_interval(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
         history.sort_by(|a, b| (a.step, a.timestamp).cmp(&(b.step, b.timestamp)).then(a.value.total_cmp(&b.value)));
         metrics.extend(history.into_iter().map(|metric| of_run(run, metric)));
     }
-    Ok(answer::one("metrics", Value::Array(metrics)))
+    Ok(json!({"metrics": metrics}))
 }
 
 /// `count` of the steps at even distances, and the last.

@@ -1,7 +1,8 @@
 //! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
 //!
 //! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
-//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`.
+//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`, `datasets`,
+//!   `scorers`, `promptlab`, `gateway`; `graphql` asks some of them under other names.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
@@ -32,15 +33,21 @@ use crate::store::Everything;
 
 mod answer;
 mod artifacts;
+mod datasets;
 mod experiments;
+mod gateway;
+mod graphql;
 mod logged_models;
 mod metrics;
+mod promptlab;
 mod refusal;
 mod registered;
 mod request;
 mod runs;
+mod scorers;
 mod transfers;
 
+pub(crate) use gateway::Gateway;
 use refusal::Refusal;
 
 type Answer = Result<Response, Refusal>;
@@ -64,6 +71,8 @@ pub(crate) struct Mlflow {
     pub(crate) artifact_root: String,
     /// Whether clients may reach the bucket themselves, by URLs signed for it.
     pub(crate) direct_transfers: bool,
+    /// Where models are asked, if anywhere.
+    pub(crate) gateway: Option<Arc<Gateway>>,
 }
 
 /// Serves the API on `listener` until `stop`, then lets calls in flight end for a while.
@@ -74,7 +83,7 @@ pub(crate) async fn serve(listener: TcpListener, mlflow: Mlflow, stop: Cancellat
     let address = listener.local_addr()?;
     tracing::info!(listen = %address, "serving MLflow's API on {address}");
     // MLflow's clients join URLs carelessly: `//` at the beginning of a path is `/`.
-    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow));
+    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow)?);
     let router = ServiceExt::<Request>::into_make_service(router);
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
@@ -98,7 +107,7 @@ fn one_leading_slash(mut request: Request) -> Request {
     request
 }
 
-fn router(mlflow: Mlflow) -> Router {
+fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
     let areas = || {
         Router::new()
             .merge(experiments::routes())
@@ -108,19 +117,24 @@ fn router(mlflow: Mlflow) -> Router {
             .merge(registered::routes())
             .merge(artifacts::routes())
             .merge(transfers::routes())
+            .merge(datasets::routes())
+            .merge(scorers::routes())
+            .merge(promptlab::routes())
+            .merge(gateway::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };
     let mut router = Router::new()
         .route("/health", get(async || "OK"))
         .route("/version", get(async || VERSION))
-        .merge(artifacts::plain_routes());
+        .merge(artifacts::plain_routes())
+        .merge(graphql::routes()?.layer(DefaultBodyLimit::max(MAX_JSON_BYTES)));
     for root in ["/api", "/ajax-api"] {
         for version in ["2.0", "2.11", "3.0"] {
             router = router.nest(&format!("{root}/{version}"), areas());
         }
     }
-    router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow)
+    Ok(router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow))
 }
 
 async fn server_info(State(mlflow): State<Mlflow>) -> Json<serde_json::Value> {

@@ -28,6 +28,11 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE", message)
     }
 
+    /// What is said to the caller.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
     }
@@ -59,6 +64,13 @@ impl From<Entity> for Refusal {
             Entity::ExperimentNamed(name) => format!("Could not find experiment with name '{name}'"),
             Entity::Run(id) => format!("Run with id={id} not found"),
             Entity::LoggedModel(id) => format!("Logged model with ID '{id}' not found."),
+            Entity::EvaluationDataset(id) => format!("Evaluation dataset with id '{id}' not found"),
+            Entity::Scorer { experiment, name, version: None } => {
+                format!("Scorer with name '{name}' not found for experiment {experiment}.")
+            }
+            Entity::Scorer { experiment, name, version: Some(version) } => {
+                format!("Scorer with name '{name}' and version {version} not found for experiment {experiment}.")
+            }
         })
     }
 }

@@ -318,9 +318,14 @@ async fn version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 async fn search_versions(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    let search = registry_search(&fields, Subject::ModelVersions, 10_000, 200_000)?;
+    Ok(answer::whole(versions(&mlflow, &fields).await?))
+}
+
+/// What [`search_versions`] answers.
+pub(super) async fn versions(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
+    let search = registry_search(fields, Subject::ModelVersions, 10_000, 200_000)?;
     let page = mlflow.store.search_versions(&search).await?;
-    Ok(answer::page("model_versions", page.items.into_iter().map(answer::version).collect(), page.next))
+    Ok(answer::paged("model_versions", page.items.into_iter().map(answer::version).collect(), page.next))
 }
 
 async fn update_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {

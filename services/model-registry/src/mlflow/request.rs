@@ -81,6 +81,11 @@ impl Fields {
         }
     }
 
+    /// Parameters that came in another way than a body or a query.
+    pub(super) fn from_map(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }
@@ -205,6 +210,11 @@ impl Fields {
         value.map(Some).ok_or_else(wrong)
     }
 
+    /// A parameter as it came.
+    pub(super) fn value(&self, name: &str) -> Option<&Value> {
+        self.get(name)
+    }
+
     /// Whether a parameter came at all.
     pub(super) fn has(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| *value != Value::String(String::new()))
@@ -233,7 +243,9 @@ impl Fields {
 
     /// The conditions of `filter`.
     pub(super) fn conditions(&self, subject: Subject) -> Result<Vec<Condition>> {
-        filter(subject, &self.text_or_empty("filter")?).map_err(|problem| Refusal::invalid(problem.0))
+        // Searches of evaluation datasets have another word for it.
+        let name = if subject == Subject::EvaluationDatasets { "filter_string" } else { "filter" };
+        filter(subject, &self.text_or_empty(name)?).map_err(|problem| Refusal::invalid(problem.0))
     }
 
     /// The clauses of `order_by`.

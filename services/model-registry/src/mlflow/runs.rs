@@ -40,16 +40,26 @@ async fn create(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 async fn by_id(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(get_by_id(&mlflow, &fields).await?))
+}
+
+/// What [`by_id`] answers.
+pub(super) async fn get_by_id(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let run = mlflow.store.run(&fields.run_id()?).await?;
-    Ok(answer::one("run", answer::run(run)))
+    Ok(json!({"run": answer::run(run)}))
 }
 
 async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(found(&mlflow, &fields).await?))
+}
+
+/// What [`search`] answers.
+pub(super) async fn found(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let experiments = fields.texts("experiment_ids")?;
     let search = Search {
         conditions: fields.conditions(Subject::Runs)?,
         orders: fields.orders(Subject::Runs)?,
-        view: view(&fields, "run_view_type")?,
+        view: view(fields, "run_view_type")?,
         experiments: experiments.iter().map(|id| experiment_id(id)).collect::<Result<_, _>>()?,
         datasets: Vec::new(),
         offset: fields.offset()?,
@@ -57,7 +67,7 @@ async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     };
     limits::search(&search)?;
     let page = mlflow.store.runs(&search).await?;
-    Ok(answer::page("runs", page.items.into_iter().map(answer::run).collect(), page.next))
+    Ok(answer::paged("runs", page.items.into_iter().map(answer::run).collect(), page.next))
 }
 
 fn status(fields: &Fields) -> Result<Option<RunStatus>, Refusal> {
@@ -197,6 +207,11 @@ async fn log_outputs(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 async fn search_datasets(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    Ok(answer::whole(datasets(&mlflow, &fields).await?))
+}
+
+/// What [`search_datasets`] answers.
+pub(super) async fn datasets(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
     let experiments = fields.texts("experiment_ids")?;
     limits::dataset_experiments(experiments.len())?;
     let experiments = experiments.iter().map(|id| experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
@@ -209,5 +224,5 @@ async fn search_datasets(State(mlflow): State<Mlflow>, fields: Fields) -> Answer
         fields
     };
     let found = mlflow.store.dataset_summaries(&experiments).await?;
-    Ok(answer::one("dataset_summaries", found.into_iter().map(summary).collect()))
+    Ok(json!({"dataset_summaries": found.into_iter().map(summary).collect::<Value>()}))
 }

@@ -17,14 +17,18 @@ pub enum Field {
 pub enum Attribute {
     ArtifactLocation,
     ArtifactUri,
+    /// Of an evaluation dataset, as all that was created or updated by somebody.
+    CreatedBy,
+    CreatedTime,
     /// Of an experiment.
     CreationTime,
     /// Of a registered, versioned or logged model.
     CreationTimestamp,
     EndTime,
     ExperimentId,
-    /// Of an experiment.
+    /// Of an experiment or evaluation dataset.
     LastUpdateTime,
+    LastUpdatedBy,
     /// Of a registered, versioned or logged model.
     LastUpdatedTimestamp,
     LifecycleStage,
@@ -120,6 +124,15 @@ const LOGGED_MODEL: Names = &[
     ("last_updated_timestamp_ms", LastUpdatedTimestamp),
 ];
 
+const DATASET_SEARCH: Names = &[
+    ("created_by", CreatedBy),
+    ("created_time", CreatedTime),
+    ("last_update_time", LastUpdateTime),
+    ("last_updated_by", LastUpdatedBy),
+    ("name", Name),
+];
+const DATASET_SORT: Names = &[("created_time", CreatedTime), ("last_update_time", LastUpdateTime), ("name", Name)];
+
 /// The kinds of fields, as the word before the dot tells them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Entity {
@@ -173,6 +186,10 @@ impl Entity {
                     "Invalid entity type: '{word}'. Expected one of ['attributes', 'metrics', 'params', 'tags']."
                 )),
             },
+            Subject::EvaluationDatasets => match word {
+                "tags" => Ok(Self::Tag),
+                _ => refuse(format!("Invalid identifier token '{word}' specified")),
+            },
             Subject::Experiments | Subject::RegisteredModels | Subject::ModelVersions => match word {
                 "attribute" => Ok(Self::Attribute),
                 "tag" | "tags" => Ok(Self::Tag),
@@ -191,7 +208,8 @@ impl Field {
             Self::Metric(_) => true,
             Self::Attribute(attribute) => matches!(
                 attribute,
-                CreationTime
+                CreatedTime
+                    | CreationTime
                     | CreationTimestamp
                     | EndTime
                     | LastUpdateTime
@@ -220,7 +238,7 @@ impl Field {
             Self::Dataset(DatasetField::Name) => "name",
             Self::Dataset(DatasetField::Digest) => "digest",
             Self::Dataset(DatasetField::Context) => "context",
-            Self::Attribute(attribute) => [RUN_SEARCH, EXPERIMENT_SEARCH, VERSION_SEARCH, LOGGED_MODEL]
+            Self::Attribute(attribute) => [RUN_SEARCH, EXPERIMENT_SEARCH, VERSION_SEARCH, LOGGED_MODEL, DATASET_SEARCH]
                 .into_iter()
                 .flatten()
                 .find_map(|(name, named)| (named == attribute).then_some(*name))
@@ -237,6 +255,7 @@ pub(super) fn searched(subject: Subject, raw: &str) -> Result<Field, Problem> {
         Subject::RegisteredModels => MODEL_SEARCH,
         Subject::ModelVersions => VERSION_SEARCH,
         Subject::LoggedModels => LOGGED_MODEL,
+        Subject::EvaluationDatasets => DATASET_SEARCH,
     };
     find(subject, raw, names)
 }
@@ -249,6 +268,7 @@ pub(super) fn sorted(subject: Subject, raw: &str) -> Result<Field, Problem> {
         Subject::RegisteredModels => MODEL_SORT,
         Subject::ModelVersions => VERSION_SORT,
         Subject::LoggedModels => return sorted_logged_model(raw),
+        Subject::EvaluationDatasets => DATASET_SORT,
     };
     match (subject, find(subject, raw, names)) {
         (_, Ok(field @ Field::Attribute(_))) => Ok(field),

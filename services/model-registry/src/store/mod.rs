@@ -15,6 +15,7 @@ use verdict_chassis::context;
 use crate::audit::Audit;
 use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
+use crate::evaluation::{Datasets, Scorers};
 use crate::lineage::Lineage;
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
@@ -103,12 +104,34 @@ pub trait Store: Send + Sync {
 
 /// All that a database keeps.
 pub trait Everything:
-    Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files + Imports
+    Store
+    + Audit
+    + Lineage
+    + Protection
+    + Experiments
+    + Runs
+    + LoggedModels
+    + Registered
+    + Files
+    + Imports
+    + Datasets
+    + Scorers
 {
 }
 
 impl<T> Everything for T where
-    T: Store + Audit + Lineage + Protection + Experiments + Runs + LoggedModels + Registered + Files + Imports
+    T: Store
+        + Audit
+        + Lineage
+        + Protection
+        + Experiments
+        + Runs
+        + LoggedModels
+        + Registered
+        + Files
+        + Imports
+        + Datasets
+        + Scorers
 {
 }
 

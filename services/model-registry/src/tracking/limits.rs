@@ -281,27 +281,10 @@ pub fn origin(origin: &Origin) -> Result<()> {
 /// Checks where the files of a version are said to be: no path that climbs, and a place of a machine's own disk only below
 /// `home`, where the run or logged model it comes from keeps its files.
 pub fn version_source(source: &str, home: Option<&str>) -> Result<()> {
-    let scheme = source.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
-    let is_local = scheme.is_none_or(|scheme| scheme == "file" || scheme.contains('/'));
-    let bare =
-        |uri: &str| uri.trim_start_matches("file://").trim_start_matches("file:").trim_end_matches('/').to_owned();
-    let (place, home) = (bare(source), home.map(bare).unwrap_or_default());
-    let is_at_home = home.starts_with('/') && (place == home || place.starts_with(&format!("{home}/")));
-    if is_local && !is_at_home {
-        return Err(Error::Rejected(format!(
-            "Invalid model version source: '{source}'. To use a local path as a model version source, the run_id request \
-             parameter has to be specified and the local path has to be contained within the artifact directory of the run \
-             specified by the run_id."
-        )));
-    }
-    let mut plain = source.to_owned();
-    // Decoded until nothing is left to decode, so that no climb hides behind two rounds of escapes.
-    for _ in 0..8 {
-        let decoded = percent_decoded(&plain);
-        if decoded == plain {
-            break;
-        }
-        plain = decoded;
+    let plain = plain(source);
+    let scheme = plain.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase());
+    if scheme.is_none_or(|scheme| scheme == "file" || scheme.contains('/')) {
+        return local_source(source, &plain, &self::plain(home.unwrap_or_default()));
     }
     let path = plain.split_once("://").map_or(plain.as_str(), |(_, rest)| rest);
     if plain.contains('\0') || path.split(['/', '?', '#', ':']).any(|part| part == ".." || part == ".") {
@@ -312,6 +295,39 @@ pub fn version_source(source: &str, home: Option<&str>) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Checks a source on a machine's own disk: where it really is, below `home`.
+fn local_source(source: &str, plain: &str, home: &str) -> Result<()> {
+    let bare = |uri: &str| uri.trim_start_matches("file://").trim_start_matches("file:").to_owned();
+    let (place, home) = (bare(plain), normalized(&bare(home)));
+    if plain.starts_with("file://") && !place.starts_with('/') {
+        // A mistake of the caller, but this is how MLflow's clients know it.
+        return Err(Error::InvalidState(format!("{source} is not a valid remote uri.")));
+    }
+    let place = normalized(&place);
+    let is_at_home = home.starts_with('/') && (place == home || place.starts_with(&format!("{home}/")));
+    if is_at_home && !plain.contains('\0') {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!(
+        "Invalid model version source: '{source}'. To use a local path as a model version source, the run_id request \
+         parameter has to be specified and the local path has to be contained within the artifact directory of the run \
+         specified by the run_id."
+    )))
+}
+
+/// Decoded until nothing is left to decode, so that no climb hides behind two rounds of escapes.
+fn plain(text: &str) -> String {
+    let mut plain = text.to_owned();
+    for _ in 0..8 {
+        let decoded = percent_decoded(&plain);
+        if decoded == plain {
+            break;
+        }
+        plain = decoded;
+    }
+    plain
 }
 
 fn percent_decoded(text: &str) -> String {
@@ -398,6 +414,24 @@ mod tests {
             "{told}"
         );
         assert!(told.ends_with("This name would resolve to 'b'"), "{told}");
+    }
+
+    #[test]
+    fn a_local_source_lies_below_the_files_of_its_run() {
+        let home = Some("file:///srv/a+b/artifacts");
+        for good in ["", "/model", "/.", "/model/..", "/model/%2e%2e/other"] {
+            assert!(version_source(&format!("file:///srv/a+b/artifacts{good}"), home).is_ok(), "{good}");
+        }
+        assert!(version_source("/srv/a+b/artifacts/model", home).is_ok());
+        for bad in ["/..", "/%2e%2e", "/%252e%252e/secret", "/../artifacts2", "/model/../../x", "/a%00b"] {
+            assert!(version_source(&format!("file:///srv/a+b/artifacts{bad}"), home).is_err(), "{bad}");
+        }
+        for elsewhere in ["file:///tmp", "/tmp", "relative", "file:relative"] {
+            assert!(version_source(elsewhere, home).is_err(), "{elsewhere}");
+            assert!(version_source(elsewhere, None).is_err(), "{elsewhere}");
+        }
+        let told = version_source("file://host/path", home).unwrap_err().to_string();
+        assert_eq!(told, "file://host/path is not a valid remote uri.");
     }
 
     #[test]

@@ -204,7 +204,7 @@ pub struct Search {
     pub conditions: Vec<Condition>,
     pub orders: Vec<Order>,
     pub view: View,
-    /// Of runs and logged models: the experiments they belong to.
+    /// Of runs and logged models: the experiments they belong to. Of experiments: only these, or any where there are none.
     pub experiments: Vec<i64>,
     /// Of logged models: measured on one of these, by name and perhaps digest; empty for any.
     pub datasets: Vec<(String, Option<String>)>,

@@ -97,11 +97,18 @@ impl Experiments for Tables {
     }
 
     async fn experiments(&self, search: &Search) -> Result<Page<Experiment>> {
-        let Search { conditions, orders, view, experiments: _, datasets: _, offset, limit } = search;
+        let Search { conditions, orders, view, experiments, datasets: _, offset, limit } = search;
         let mut tx = self.read().await?;
         let mut query = QueryBuilder::<Db>::new(COLUMNS);
         query.push(" WHERE 1 = 1");
         push_view(&mut query, *view);
+        if !experiments.is_empty() {
+            let mut ids = query.push(" AND id IN (").separated(", ");
+            for id in experiments {
+                ids.push_bind(*id);
+            }
+            query.push(")");
+        }
         push_conditions(&mut query, &PLACE, conditions);
         let last = if orders.is_empty() { "create_time DESC, id DESC" } else { "id ASC" };
         push_orders(&mut query, &PLACE, orders, last);

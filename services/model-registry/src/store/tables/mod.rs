@@ -21,9 +21,12 @@ use crate::store::{Call, IDS_AT_ONCE, ROWS_AT_ONCE, Store};
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod audit;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod evaluation;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod files;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod import;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod lineage;
@@ -37,6 +40,8 @@ mod reading;
 mod registered;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod runs;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod scorers;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod searching;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
