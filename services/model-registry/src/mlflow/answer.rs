@@ -29,7 +29,8 @@ pub(super) fn page(name: &str, items: Vec<Value>, next: Option<u64>) -> Response
     Json(Value::Object(fields)).into_response()
 }
 
-fn pairs(pairs: BTreeMap<String, String>) -> Value {
+/// Pairs of `key` and `value`.
+pub(super) fn pairs(pairs: BTreeMap<String, String>) -> Value {
     pairs.into_iter().map(|(key, value)| json!({"key": key, "value": value})).collect()
 }
 

@@ -67,6 +67,11 @@ fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
     Ok(if relative.is_empty() { root.to_owned() } else { format!("{root}/{relative}") })
 }
 
+/// The path of a file below a place of this registry.
+pub(super) fn of_this_registry(uri: &str, relative: &str) -> Result<ArtifactPath, Refusal> {
+    path(&below_proxy(uri, relative)?)
+}
+
 impl Mlflow {
     /// Finds a file: one a client put, or one of a version, under `versions/NAME/NUMBER/`.
     async fn file(&self, path: &ArtifactPath) -> Result<Artifact, Refusal> {
@@ -97,7 +102,8 @@ impl Mlflow {
         Ok(files.into_iter().filter_map(below).collect())
     }
 
-    async fn send(&self, path: &ArtifactPath) -> Answer {
+    /// Answers with a file.
+    pub(super) async fn send(&self, path: &ArtifactPath) -> Answer {
         let file = self.file(path).await?;
         let body = checked(self.artifacts.open(&file, 0).await?, file.clone(), Direction::Out).map_ok(|bytes| {
             metrics::counter!(ARTIFACT_BYTES, "direction" => "out").increment(bytes.len() as u64);

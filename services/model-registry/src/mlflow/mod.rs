@@ -1,7 +1,8 @@
 //! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
 //!
 //! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
-//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`.
+//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`, `traces`; spans
+//!   come through `otlp`.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
@@ -34,10 +35,12 @@ mod artifacts;
 mod experiments;
 mod logged_models;
 mod metrics;
+mod otlp;
 mod refusal;
 mod registered;
 mod request;
 mod runs;
+mod traces;
 
 use refusal::Refusal;
 
@@ -103,13 +106,15 @@ fn router(mlflow: Mlflow) -> Router {
             .merge(logged_models::routes())
             .merge(registered::routes())
             .merge(artifacts::routes())
+            .merge(traces::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };
     let mut router = Router::new()
         .route("/health", get(async || "OK"))
         .route("/version", get(async || VERSION))
-        .merge(artifacts::plain_routes());
+        .merge(artifacts::plain_routes())
+        .merge(otlp::routes());
     for root in ["/api", "/ajax-api"] {
         for version in ["2.0", "2.11", "3.0"] {
             router = router.nest(&format!("{root}/{version}"), areas());
@@ -142,8 +147,9 @@ async fn not_served(method: Method, uri: Uri, body: Body) -> Response {
     let path = uri.path();
     let is_mlflow_s = ["/api/", "/ajax-api/", "/graphql", "/v1/traces", "/gateway"].iter().any(|p| path.starts_with(p));
     if is_mlflow_s {
-        let message =
-            format!("{method} {path} is not served here: this registry keeps experiments, runs, models and files");
+        let message = format!(
+            "{method} {path} is not served here: this registry keeps experiments, runs, traces, models and files"
+        );
         return Refusal::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message).into_response();
     }
     Refusal::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", format!("{method} {path} is not a path of MLflow's API"))

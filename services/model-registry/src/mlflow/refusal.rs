@@ -25,7 +25,8 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_PARAMETER_VALUE", message)
     }
 
-    fn missing(message: impl Into<String>) -> Self {
+    /// Something that is not there.
+    pub(super) fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
     }
 }
@@ -55,6 +56,11 @@ impl From<Entity> for Refusal {
             Entity::ExperimentNamed(name) => format!("Could not find experiment with name '{name}'"),
             Entity::Run(id) => format!("Run with id={id} not found"),
             Entity::LoggedModel(id) => format!("Logged model with ID '{id}' not found."),
+            Entity::Trace(id) => format!("Trace with ID '{id}' not found."),
+            Entity::Assessment { trace, id } => format!("Assessment with ID '{id}' not found for trace '{trace}'"),
+            Entity::TraceTag { trace, key } => {
+                format!("No trace tag with key '{key}' for trace with ID '{trace}'")
+            }
         })
     }
 }

@@ -155,6 +155,20 @@ impl Fields {
         }
     }
 
+    /// A JSON value as it came; null where none did.
+    pub(super) fn value(&self, name: &str) -> Value {
+        self.get(name).cloned().unwrap_or_default()
+    }
+
+    /// An object whose values are texts.
+    pub(super) fn map(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        let Some(fields) = self.object(name)? else { return Ok(BTreeMap::new()) };
+        if fields.0.keys().any(|key| key.contains('\0')) {
+            return Err(holds_nul(name));
+        }
+        fields.0.keys().map(|key| Ok((key.clone(), fields.text_or_empty(key)?))).collect()
+    }
+
     /// Pairs of `key` and `value`; of several with one key the last counts.
     pub(super) fn pairs(&self, name: &str) -> Result<BTreeMap<String, String>> {
         Ok(self.pair_list(name)?.into_iter().collect())

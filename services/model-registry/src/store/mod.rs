@@ -14,6 +14,7 @@ use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
+use crate::tracking::traces::{Assessments, Traces};
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
 
 pub mod postgres;
@@ -68,9 +69,9 @@ pub trait Store: Send + Sync {
 }
 
 /// All that a database keeps.
-pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files {}
+pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files + Traces + Assessments {}
 
-impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
+impl<T> Everything for T where T: Store + Experiments + Runs + LoggedModels + Registered + Files + Traces + Assessments {}
 
 /// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
 pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Everything>> {
@@ -96,6 +97,10 @@ fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        // PostgreSQL reads some regular expressions otherwise than they were checked.
+        if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "2201B") {
+            return Self::Rejected("a regular expression is not one the database reads".to_owned());
+        }
         // PostgreSQL was given a text with NUL, in a place that is not checked before, as an id in a path.
         if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "22021") {
             return Self::Rejected("a text holds a NUL character".to_owned());

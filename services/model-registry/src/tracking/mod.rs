@@ -14,7 +14,12 @@ use crate::model::{Artifact, Micros, Model, Stage, Version};
 use crate::names::{ArtifactPath, ModelName, VersionId};
 use crate::search::{Condition, Order};
 
+mod conventions;
+pub mod correlation;
 pub mod limits;
+pub mod otlp;
+pub mod spans;
+pub mod traces;
 
 /// The experiment that every store begins with.
 pub const DEFAULT_EXPERIMENT: i64 = 0;

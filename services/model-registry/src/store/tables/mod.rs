@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 
 use self::reading::{find_model, model, version, versions_of, with_parts_of_models};
-use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS};
+use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS, MATCHES, SPAN_ATTRIBUTES};
 use crate::error::{Entity, Error, Result};
 use crate::model::{
     self, AliasMove, Artifact, Event, EventKind, Micros, Model, ModelDraft, TagChange, Version, VersionDraft,
@@ -17,6 +17,8 @@ use crate::names::{ModelName, Reference, VersionId};
 use crate::store::rows::{EventRow, from_json, to_json, to_word};
 use crate::store::{Call, IDS_AT_ONCE, REMEMBER_REQUESTS_MICROS, ROWS_AT_ONCE, Store, fingerprint};
 
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod assessments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
@@ -31,6 +33,10 @@ mod registered;
 mod runs;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod searching;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod spans;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod traces;
 
 pub(super) type Connection = <Db as sqlx::Database>::Connection;
 

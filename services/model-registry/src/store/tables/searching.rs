@@ -2,7 +2,7 @@
 
 use sqlx::QueryBuilder;
 
-use super::Db;
+use super::{Db, MATCHES};
 use crate::search::{Attribute, Condition, DatasetField, Field, Op, Order, Value};
 
 /// Escapes nothing: patterns know `%` and `_` only, and names hold no control characters.
@@ -83,7 +83,7 @@ fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value:
     query.push(")");
 }
 
-fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
+pub(super) fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
     let sign = match op {
         Op::Eq => "=",
         Op::Ne => "<>",
@@ -92,6 +92,7 @@ fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &V
         Op::Gt => ">",
         Op::Ge => ">=",
         Op::Like | Op::Ilike => "LIKE",
+        Op::Rlike => MATCHES,
         Op::In => "IN",
         Op::NotIn => "NOT IN",
         Op::IsNull => {
