@@ -52,6 +52,11 @@ pub fn invalid(reason: &'static str, fields: Vec<Field>) -> Status {
     status(Code::InvalidArgument, message, details)
 }
 
+/// INVALID_ARGUMENT whose message names what is wrong, where that is no single field.
+pub fn refused(reason: &'static str, message: impl Into<String>) -> Status {
+    status(Code::InvalidArgument, message, info(reason))
+}
+
 /// NOT_FOUND with a `ResourceInfo`.
 pub fn not_found(reason: &'static str, resource_type: &str, name: &str, message: impl Into<String>) -> Status {
     resource(Code::NotFound, reason, resource_type, name, message)

@@ -194,7 +194,7 @@ impl From<Error> for Status {
             }
             Error::ModelExists(name) => status::already_exists("MODEL_EXISTS", "model", name.as_str(), message),
             Error::ExperimentExists(name) => status::already_exists("EXPERIMENT_EXISTS", "experiment", &name, message),
-            Error::Rejected(_) => status::invalid("INVALID_PARAMETER_VALUE", Vec::new()),
+            Error::Rejected(_) => status::refused("INVALID_PARAMETER_VALUE", message),
             Error::InvalidState(_) => status::failed_precondition("INVALID_STATE", message),
             Error::RequestIdReused(id) => status::already_exists("REQUEST_ID_REUSED", "request", &id, message),
             Error::Invalid { reason, field, problem } => {

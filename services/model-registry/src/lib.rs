@@ -1,6 +1,6 @@
 //! The registry of models: names, versions, aliases, tags and files, and the log of what happened to them.
 //!
-//! - `grpc` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
+//! - `grpc`, `grpc_traces` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
 //! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
@@ -19,6 +19,7 @@ mod convert;
 pub mod error;
 mod feed;
 mod grpc;
+mod grpc_traces;
 pub mod metrics;
 mod mlflow;
 pub mod model;
@@ -33,6 +34,8 @@ pub use config::Config;
 
 /// The full name of the gRPC service, as health and reflection know it.
 pub const SERVICE: &str = "verdict.registry.v1.ModelRegistryService";
+/// The full name of the gRPC service of traces and assessments.
+pub const TRACE_SERVICE: &str = "verdict.registry.v1.TraceService";
 
 /// Serves the registry on `listeners` until `stop`, then drains.
 ///
@@ -55,8 +58,10 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     };
     tracing::info!(%database, artifacts = %config.artifact_location(), "opened the database and the artifact store");
 
-    let health = Health::new(&[SERVICE]);
-    health.set(SERVICE, true, "the database answers");
+    let health = Health::new(&[SERVICE, TRACE_SERVICE]);
+    for service in health.services() {
+        health.set(service, true, "the database answers");
+    }
     let probe = tokio::spawn(probe::run(store.clone(), health.clone(), stop.clone()));
     let rest = async {
         let Some(listener) = mlflow else { return Ok(()) };
@@ -66,7 +71,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
-    let routes = grpc::routes(registry, config.server.max_message_bytes);
+    let traces = grpc_traces::Traces { store: store.clone() };
+    let routes = grpc::routes(registry, config.server.max_message_bytes)
+        .add_service(grpc_traces::service(traces, config.server.max_message_bytes));
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);
     probe.abort();

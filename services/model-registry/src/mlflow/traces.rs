@@ -19,15 +19,13 @@ use crate::search::traces::{Condition, filter, order};
 use crate::tracking::Millis;
 use crate::tracking::correlation::npmi;
 use crate::tracking::traces::{
-    ARTIFACT_LOCATION, Counts, Cursor, Doomed, SPANS_LOCATION, Trace, TraceEnd, TraceSearch, TraceState, at_once, tag,
-    trace_id,
+    ARTIFACT_LOCATION, Counts, Cursor, Doomed, MAX_PAGE, SPANS_LOCATION, Trace, TraceEnd, TraceSearch, TraceState,
+    searched, tag, trace_ids,
 };
 
 mod answer;
 mod read;
 
-/// Most traces on a page.
-const MAX_PAGE: u32 = 500;
 /// The file in which a client keeps the spans of a trace, where it does not send them.
 const FILE: &str = "traces.json";
 
@@ -110,13 +108,10 @@ async fn with_spans(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     Ok(super::answer::one("trace", answer::trace_with_spans((trace, spans))))
 }
 
-/// The ids a caller names, each once.
+/// The ids a caller names.
 fn ids(fields: &Fields) -> Result<Vec<String>, Refusal> {
     let ids = fields.texts("trace_ids")?;
-    if ids.is_empty() {
-        return Err(missing("trace_ids"));
-    }
-    at_once(ids.len())?;
+    trace_ids(&ids)?;
     Ok(ids)
 }
 
@@ -137,6 +132,7 @@ fn conditions(fields: &Fields, name: &str) -> Result<Vec<Condition>, Refusal> {
 }
 
 async fn found(mlflow: &Mlflow, fields: &Fields, experiments: Vec<i64>, write: fn(Trace) -> Value) -> Answer {
+    searched(&experiments)?;
     let from = Cursor::parse(&fields.text_or_empty("page_token")?);
     let search = TraceSearch {
         experiments,
@@ -180,7 +176,9 @@ async fn correlation(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let required = |name: &str| fields.required(name).and_then(|_| conditions(&fields, name));
     let (first, second) = (required("filter_string1")?, required("filter_string2")?);
     let base = conditions(&fields, "base_filter")?;
-    let counts = mlflow.store.count_traces(&experiments(&fields)?, &base, &first, &second).await?;
+    let experiments = experiments(&fields)?;
+    searched(&experiments)?;
+    let counts = mlflow.store.count_traces(&experiments, &base, &first, &second).await?;
     let (plain, smoothed) = npmi(counts);
     let Counts { first, second, both, total } = counts;
     let mut answer = json!({
@@ -220,7 +218,6 @@ async fn delete_tag(State(mlflow): State<Mlflow>, Path(id): Path<String>, fields
 
 async fn link(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let traces = ids(&fields)?;
-    traces.iter().try_for_each(|id| trace_id(id))?;
     mlflow.store.link_traces(&fields.required("run_id")?, &traces).await?;
     Ok(super::answer::nothing())
 }

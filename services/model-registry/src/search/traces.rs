@@ -6,6 +6,8 @@ use crate::tracking::traces::{SOURCE_RUN, TRACE_NAME};
 
 /// Longest regular expression once it is compiled, in bytes.
 const MAX_PATTERN: usize = 1 << 20;
+/// Most items in the lists of a filter.
+const MAX_ITEMS: usize = 1_000;
 
 /// One comparison of a filter.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,6 +156,11 @@ pub fn filter(text: &str) -> Result<Vec<Condition>, Problem> {
         };
         conditions.push(condition(clause)?);
         check_size(conditions.len(), 0)?;
+        let items: usize =
+            conditions.iter().map(|one| if let Value::Texts(all) = &one.value { all.len() } else { 0 }).sum();
+        if items > MAX_ITEMS {
+            return refuse(format!("The lists of a filter may hold at most {MAX_ITEMS} items, got {items}"));
+        }
     }
     Ok(conditions)
 }

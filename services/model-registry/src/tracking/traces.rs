@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::Millis;
-use super::limits::{length, missing, name};
+use super::limits::{self, missing, name};
 use super::spans::Span;
 use crate::error::{Error, Result};
 use crate::search::traces::{Condition, Order};
@@ -41,7 +42,11 @@ const MAX_JUDGEMENT: usize = 65_535;
 /// Most bytes of spans that one trace takes in, and that one answer holds.
 pub const MAX_SPAN_BYTES: u64 = 256 << 20;
 /// Most traces that are linked to a run at once, or asked for with their spans.
-pub const MAX_TRACES_AT_ONCE: usize = 100;
+const MAX_TRACES_AT_ONCE: usize = 100;
+/// Most traces on a page.
+pub const MAX_PAGE: u32 = 500;
+/// The last millisecond of the year 9999.
+const MAX_TIME: i64 = 253_402_300_799_999;
 
 /// A trace without its spans.
 #[derive(Clone, Debug, PartialEq)]
@@ -299,6 +304,20 @@ pub trait Assessments: Send + Sync {
     async fn delete_assessment(&self, trace: &str, id: &str) -> Result<()>;
 }
 
+/// PostgreSQL keeps no NUL, so neither database is given one.
+fn no_nul(what: &str, text: &str) -> Result<()> {
+    if text.contains('\0') {
+        return Err(Error::Rejected(format!("'{what}' must not hold NUL characters")));
+    }
+    Ok(())
+}
+
+/// Checks what must fit as it is.
+fn length(what: &str, text: &str, max: usize) -> Result<()> {
+    no_nul(what, text)?;
+    limits::length(what, text, max)
+}
+
 fn cut(text: &mut String, max: usize) {
     if let Some((end, _)) = text.char_indices().nth(max) {
         text.truncate(end);
@@ -321,6 +340,7 @@ pub fn tag(key: &str, mut value: String) -> Result<String> {
     }
     name("key", key)?;
     length("key", key, MAX_KEY)?;
+    no_nul("value", &value)?;
     cut(&mut value, MAX_VALUE);
     Ok(value)
 }
@@ -340,6 +360,7 @@ fn fit(tags: &mut BTreeMap<String, String>, metadata: &mut BTreeMap<String, Stri
     }
     for (key, value) in metadata {
         length("trace_metadata key", key, MAX_KEY)?;
+        no_nul("trace_metadata value", value)?;
         cut(value, MAX_VALUE);
     }
     Ok(())
@@ -353,15 +374,43 @@ pub fn trace_id(id: &str) -> Result<()> {
     length("trace_id", id, MAX_ID)
 }
 
-/// Checks how many traces are named at once.
-pub fn at_once(count: usize) -> Result<()> {
-    few("trace_ids", count, MAX_TRACES_AT_ONCE)
+/// Checks the ids of traces that are named at once.
+pub fn trace_ids(ids: &[String]) -> Result<()> {
+    if ids.is_empty() {
+        return Err(missing("trace_ids"));
+    }
+    few("trace_ids", ids.len(), MAX_TRACES_AT_ONCE)?;
+    ids.iter().try_for_each(|id| trace_id(id))
+}
+
+/// Checks how many experiments are searched at once.
+pub fn searched(experiments: &[i64]) -> Result<()> {
+    few("experiment_ids", experiments.len(), MAX_PARTS)
+}
+
+/// Makes an id for an assessment.
+pub fn assessment_id() -> String {
+    format!("a-{}", Uuid::new_v4().simple())
+}
+
+fn check_time(what: &str, Millis(time): Millis) -> Result<()> {
+    if (0..=MAX_TIME).contains(&time) {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!("'{what}' must be 0 to {MAX_TIME} milliseconds since 1970, got {time}")))
 }
 
 impl Trace {
     /// Checks what a caller says of a trace, and cuts texts to fit.
     pub fn checked(mut self) -> Result<Self> {
         trace_id(&self.id)?;
+        check_time("request_time", self.request_time)?;
+        if let Some(duration) = self.duration {
+            check_time("execution_duration", Millis(duration))?;
+        }
+        for preview in [&self.request_preview, &self.response_preview].into_iter().flatten() {
+            no_nul("preview", preview)?;
+        }
         length("client_request_id", self.client_request_id.as_deref().unwrap_or_default(), MAX_ID)?;
         self.request_preview = self.request_preview.map(preview);
         self.response_preview = self.response_preview.map(preview);
@@ -381,6 +430,7 @@ impl Trace {
 impl TraceEnd {
     /// Checks what a caller says, and cuts texts to fit.
     pub fn checked(mut self) -> Result<Self> {
+        check_time("timestamp_ms", self.time)?;
         fit(&mut self.tags, &mut self.metadata)?;
         Ok(self)
     }
@@ -439,6 +489,8 @@ impl Assessment {
         }
         check_words(&self.name, self.rationale.as_deref(), &self.metadata)?;
         length("assessment_id", &self.id, MAX_ID)?;
+        check_time("create_time", self.create_time)?;
+        check_time("last_update_time", self.update_time)?;
         length("span_id", self.span.as_deref().unwrap_or_default(), MAX_ID)?;
         length("overrides", self.overrides.as_deref().unwrap_or_default(), MAX_ID)?;
         length("source.source_id", self.source.id.as_deref().unwrap_or_default(), MAX_NAME)?;

@@ -2,14 +2,13 @@
 
 use prost_types::{Duration, Timestamp};
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::super::experiments::experiment_id;
 use super::super::refusal::Refusal;
 use super::super::request::{Fields, missing};
 use crate::tracking::Millis;
 use crate::tracking::traces::{
-    Assessment, AssessmentChange, Judgement, JudgementError, Source, SourceKind, Trace, TraceState,
+    Assessment, AssessmentChange, Judgement, JudgementError, Source, SourceKind, Trace, TraceState, assessment_id,
 };
 
 type Result<T> = std::result::Result<T, Refusal>;
@@ -139,7 +138,7 @@ pub(super) fn assessment(fields: &Fields, trace: &str) -> Result<Assessment> {
     let now = Millis::now();
     let unknown = || Refusal::invalid("Assessment must have either feedback or expectation value");
     let assessment = Assessment {
-        id: given(fields, "assessment_id")?.unwrap_or_else(new_id),
+        id: given(fields, "assessment_id")?.unwrap_or_else(assessment_id),
         trace: trace.to_owned(),
         name: fields.required("assessment_name")?,
         judgement: judgement(fields)?.ok_or_else(unknown)?,
@@ -153,11 +152,6 @@ pub(super) fn assessment(fields: &Fields, trace: &str) -> Result<Assessment> {
         update_time: time(fields, "last_update_time")?.unwrap_or(now),
     };
     Ok(assessment.checked()?)
-}
-
-/// An id for an assessment.
-fn new_id() -> String {
-    format!("a-{}", Uuid::new_v4().simple())
 }
 
 /// What changes about an assessment: the fields that the mask names, in either of its spellings.
