@@ -19,12 +19,22 @@ pub fn free_port() -> u16 {
 
 /// Sends one HTTP request over a connection of its own and returns status and body; gives up after 30 seconds.
 pub async fn send(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
+    send_with(address, method, path, &[("Content-Type", "application/json")], body).await
+}
+
+/// Sends one HTTP request with these headers, as [`send`] does.
+pub async fn send_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<(u16, Vec<u8>)> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        let head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            body.len()
-        );
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head =
+            format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).await?;
         stream.write_all(body).await?;
         let mut answer = Vec::new();

@@ -9,5 +9,6 @@ mod mlflow;
 mod process;
 mod publishing;
 mod requests;
+mod traces;
 mod watching;
 mod world;
