@@ -115,16 +115,26 @@ fn ids(fields: &Fields) -> Result<Vec<String>, Refusal> {
     Ok(ids)
 }
 
+/// Whether a trace belongs to one of the experiments a caller names, if it names any.
+fn scope(fields: &Fields) -> Result<impl Fn(&Trace) -> bool, Refusal> {
+    let named = fields.texts("experiment_ids")?;
+    let experiments = named.iter().map(|id| experiment_id(id)).collect::<Result<Vec<_>, _>>()?;
+    Ok(move |trace: &Trace| experiments.is_empty() || experiments.contains(&trace.experiment))
+}
+
 /// Traces whose spans have not all come yet are left out, as those that do not exist are.
 async fn many_with_spans(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    let is_meant = scope(&fields)?;
     let mut traces = mlflow.store.traces_with_spans(&ids(&fields)?).await?;
-    traces.retain(|(trace, spans)| trace.announced_spans().is_none_or(|announced| announced <= spans.len() as u64));
+    let is_whole = |trace: &Trace, spans: u64| trace.announced_spans().is_none_or(|announced| announced <= spans);
+    traces.retain(|(trace, spans)| is_meant(trace) && is_whole(trace, spans.len() as u64));
     Ok(super::answer::one("traces", traces.into_iter().map(answer::trace_with_spans).collect()))
 }
 
 async fn many(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    let is_meant = scope(&fields)?;
     let traces = mlflow.store.traces(&ids(&fields)?).await?;
-    Ok(super::answer::one("trace_infos", traces.into_iter().map(answer::trace).collect()))
+    Ok(super::answer::one("trace_infos", traces.into_iter().filter(is_meant).map(answer::trace).collect()))
 }
 
 fn conditions(fields: &Fields, name: &str) -> Result<Vec<Condition>, Refusal> {

@@ -62,8 +62,7 @@ def traces(client: MlflowClient, experiment: str) -> None:
         decide(-1)
     except ValueError:
         pass
-    if hasattr(mlflow, "flush_trace_async_logging"):
-        mlflow.flush_trace_async_logging()
+    mlflow.flush_trace_async_logging()
     found = client.search_traces(experiment_ids=[experiment], filter_string="status = 'OK'")
     holds("a trace is found by its status", len(found) == 1, found)
     spans = {span.name: span for span in found[0].data.spans}
@@ -76,13 +75,12 @@ def traces(client: MlflowClient, experiment: str) -> None:
     holds("a trace is found by its tag", [trace.info.request_id for trace in tagged] == [trace_id], tagged)
     failed = client.search_traces(experiment_ids=[experiment], filter_string="status = 'ERROR'")
     holds("one that failed says so", len(failed) == 1 and failed[0].data.spans[-1].events, failed)
-    if IS_3:
-        tools = client.search_traces(experiment_ids=[experiment], filter_string="span.type = 'TOOL'")
-        holds("a trace is found by a span", [trace.info.request_id for trace in tools] == [trace_id], tools)
-        mlflow.log_feedback(trace_id=trace_id, name="good", value=True, rationale="as it should be")
-        mlflow.log_expectation(trace_id=trace_id, name="answer", value={"decision": "yes"})
-        said = {one.name: one.value for one in client.get_trace(trace_id).info.assessments}
-        holds("what is thought of it is kept", said == {"good": True, "answer": {"decision": "yes"}}, said)
+    tools = client.search_traces(experiment_ids=[experiment], filter_string="span.type = 'TOOL'")
+    holds("a trace is found by a span", [trace.info.request_id for trace in tools] == [trace_id], tools)
+    mlflow.log_feedback(trace_id=trace_id, name="good", value=True, rationale="as it should be")
+    mlflow.log_expectation(trace_id=trace_id, name="answer", value={"decision": "yes"})
+    said = {one.name: one.value for one in client.get_trace(trace_id).info.assessments}
+    holds("what is thought of it is kept", said == {"good": True, "answer": {"decision": "yes"}}, said)
     deleted = client.delete_traces(experiment, max_timestamp_millis=2**42)
     holds("traces are deleted", deleted == 2 and not client.search_traces(experiment_ids=[experiment]), deleted)
 
@@ -171,7 +169,8 @@ def main(uri: str) -> None:
     loaded = mlflow.pyfunc.load_model(f"models:/credit-copy/{copy.version}")
     holds("a copy predicts as the original", (loaded.predict(rows) == linear.predict(rows)).all())
 
-    if hasattr(mlflow, "trace") and hasattr(mlflow, "search_traces"):
+    # The tracing of 2.22 cannot end a span with the OpenTelemetry that is installed beside it, whatever the server.
+    if IS_3:
         traces(client, experiment.experiment_id)
 
     if hasattr(mlflow, "genai") and hasattr(mlflow.genai, "register_prompt"):

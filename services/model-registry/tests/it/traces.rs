@@ -11,6 +11,9 @@ use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Sta
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use verdict_api::registry as api;
 use verdict_api::registry::assessment::Judgement;
 use verdict_api::registry::trace_service_client::TraceServiceClient;
@@ -120,6 +123,9 @@ async fn what_rest_and_otlp_write_grpc_reads_and_the_other_way(world: &World) {
         "source": {"source_type": "HUMAN", "source_id": "reviewer"}}});
     call(world, "POST", &format!("{V3}/{id}/assessments"), feedback).await;
 
+    let mut health = HealthClient::new(world.channel.clone());
+    let service = HealthCheckRequest { service: model_registry::TRACE_SERVICE.to_owned() };
+    assert_eq!(health.check(service).await.unwrap().into_inner().status(), ServingStatus::Serving);
     let mut client = client(world);
     let get = api::GetTraceRequest { trace_id: id.clone(), include_spans: true };
     let found = client.get_trace(get).await.unwrap().into_inner();
@@ -151,6 +157,13 @@ async fn what_rest_and_otlp_write_grpc_reads_and_the_other_way(world: &World) {
     let file: Value = serde_json::from_slice(&file).unwrap();
     let written = file["spans"][0]["attributes"]["mlflow.spanInputs"].as_str().unwrap();
     assert_eq!((status, serde_json::from_str::<Value>(written).unwrap()), (200, inputs));
+
+    let infos = json!({"trace_ids": [id], "experiment_ids": ["0"]});
+    let infos = call(world, "POST", &format!("{V3}/batchGetInfos"), infos).await;
+    assert_eq!(infos["trace_infos"][0]["trace_id"], id.as_str());
+    let elsewhere = json!({"trace_ids": [id], "experiment_ids": ["5"]});
+    let elsewhere = call(world, "POST", &format!("{V3}/batchGetInfos"), elsewhere).await;
+    assert_eq!(elsewhere["trace_infos"], json!([]));
 
     // And the other way.
     let other = api::Trace {

@@ -1,11 +1,13 @@
 //! Assessments in the tables of `migrations/`, compiled once for each database.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use serde_json::Value;
 use sqlx::{QueryBuilder, query};
 
 use super::traces::{exists, with_ids};
-use super::{Connection, Db, Tables};
+use super::{Connection, Db, ROWS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::store::rows::{from_json, from_word, to_json, to_word};
 use crate::tracking::Millis;
@@ -137,9 +139,43 @@ pub(super) async fn of_traces(tx: &mut Connection, traces: &[String]) -> Result<
     rows.into_iter().map(Row::into_assessment).collect()
 }
 
-/// Keeps assessments, in place of those with their ids.
+/// Keeps assessments, in place of those with their ids; of several with one id the last counts.
 pub(super) async fn put(tx: &mut Connection, assessments: &[Assessment]) -> Result<()> {
-    for assessment in assessments {
+    let last: BTreeMap<(&str, &str), &Assessment> =
+        assessments.iter().map(|one| ((one.trace.as_str(), one.id.as_str()), one)).collect();
+    let rows = last.into_values().map(Row::from_assessment).collect::<Result<Vec<_>>>()?;
+    for some in rows.chunks(ROWS_AT_ONCE) {
+        let mut insert = QueryBuilder::<Db>::new(
+            "INSERT INTO assessments (trace, id, name, kind, value, plain, error, source_type, source_id, span, rationale,
+                                      metadata, overrides, valid, create_time, update_time) ",
+        );
+        insert.push_values(some, |mut to, (row, plain)| {
+            to.push_bind(row.trace.clone()).push_bind(row.id.clone()).push_bind(row.name.clone());
+            to.push_bind(row.kind.clone()).push_bind(row.value.clone()).push_bind(plain.clone());
+            to.push_bind(row.error.clone()).push_bind(row.source_type.clone()).push_bind(row.source_id.clone());
+            to.push_bind(row.span.clone()).push_bind(row.rationale.clone()).push_bind(row.metadata.clone());
+            to.push_bind(row.overrides.clone()).push_bind(row.valid);
+            to.push_bind(row.create_time).push_bind(row.update_time);
+        });
+        insert.push(
+            " ON CONFLICT (trace, id) DO UPDATE SET name = excluded.name, kind = excluded.kind, value = excluded.value,
+                plain = excluded.plain, error = excluded.error, source_type = excluded.source_type,
+                source_id = excluded.source_id, span = excluded.span, rationale = excluded.rationale,
+                metadata = excluded.metadata, overrides = excluded.overrides, update_time = excluded.update_time",
+        );
+        insert.build().execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+/// A value as searches compare it. PostgreSQL keeps no NUL.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), |text| text.replace('\0', "\u{fffd}"))
+}
+
+impl Row {
+    /// The row, and its value as searches compare it.
+    fn from_assessment(assessment: &Assessment) -> Result<(Self, String)> {
         let Assessment {
             id,
             trace,
@@ -153,48 +189,31 @@ pub(super) async fn put(tx: &mut Connection, assessments: &[Assessment]) -> Resu
             is_valid,
             create_time,
             update_time,
-        } = assessment;
-        let (kind, error) = match judgement {
+        } = assessment.clone();
+        let (kind, error) = match &judgement {
             Judgement::Feedback { error, .. } => ("feedback", error.as_ref().map(to_json).transpose()?),
             Judgement::Expectation { .. } => ("expectation", None),
         };
-        query(
-            "INSERT INTO assessments (trace, id, name, kind, value, plain, error, source_type, source_id, span,
-                                      rationale, metadata, overrides, valid, create_time, update_time)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-             ON CONFLICT (trace, id) DO UPDATE SET name = excluded.name, kind = excluded.kind, value = excluded.value,
-                 plain = excluded.plain, error = excluded.error, source_type = excluded.source_type,
-                 source_id = excluded.source_id, span = excluded.span, rationale = excluded.rationale,
-                 metadata = excluded.metadata, overrides = excluded.overrides, update_time = excluded.update_time",
-        )
-        .bind(trace)
-        .bind(id)
-        .bind(name)
-        .bind(kind)
-        .bind(judgement.value().to_string())
-        .bind(plain(judgement.value()))
-        .bind(error)
-        .bind(to_word(&source.kind)?)
-        .bind(&source.id)
-        .bind(span)
-        .bind(rationale)
-        .bind(to_json(metadata)?)
-        .bind(overrides)
-        .bind(i64::from(*is_valid))
-        .bind(create_time.0)
-        .bind(update_time.0)
-        .execute(&mut *tx)
-        .await?;
+        let row = Self {
+            trace,
+            id,
+            name,
+            kind: kind.to_owned(),
+            value: judgement.value().to_string(),
+            error,
+            source_type: to_word(&source.kind)?,
+            source_id: source.id,
+            span,
+            rationale,
+            metadata: to_json(&metadata)?,
+            overrides,
+            valid: i64::from(is_valid),
+            create_time: create_time.0,
+            update_time: update_time.0,
+        };
+        Ok((row, plain(judgement.value())))
     }
-    Ok(())
-}
 
-/// A value as searches compare it. PostgreSQL keeps no NUL.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), |text| text.replace('\0', "\u{fffd}"))
-}
-
-impl Row {
     fn into_assessment(self) -> Result<Assessment> {
         let Self {
             trace,

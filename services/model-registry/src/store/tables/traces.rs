@@ -1,6 +1,6 @@
 //! Traces in the tables of `migrations/`, compiled once for each database.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, query};
@@ -240,10 +240,12 @@ impl Traces for Tables {
         if there.is_none() {
             return Err(Error::NotFound(Entity::Run(run.to_owned())));
         }
+        // In one order everywhere, so that no two writers wait for each other.
+        let traces = Vec::from_iter(BTreeSet::from_iter(traces));
         for some in traces.chunks(ROWS_AT_ONCE) {
             let mut insert = QueryBuilder::<Db>::new("INSERT INTO trace_runs (run, trace) ");
             insert.push_values(some, |mut row, trace| {
-                row.push_bind(run.to_owned()).push_bind(trace.clone());
+                row.push_bind(run.to_owned()).push_bind((*trace).clone());
             });
             insert.push(" ON CONFLICT (run, trace) DO NOTHING");
             insert.build().execute(&mut *tx).await?;
