@@ -19,6 +19,8 @@ const PREFIX: &str = "tr-";
 const MAX_SPANS: usize = 10_000;
 /// Longest name of a span, in characters; what is longer is cut.
 const MAX_NAME: usize = 1_000;
+/// How deep JSON in a text may nest to be read; what is deeper stays a text, so that what is kept can be read again.
+const MAX_DEPTH: usize = 64;
 
 /// Reads the spans of a request.
 pub fn spans(request: ExportTraceServiceRequest) -> Result<Vec<Span>> {
@@ -118,13 +120,23 @@ fn decoded(value: Value) -> Value {
     }
     match serde_json::from_str::<Value>(text) {
         // An escape may stand for NUL where the text itself holds none.
-        Ok(read) if !text.contains("\\u0000") => read,
+        Ok(read) if !text.contains("\\u0000") && is_shallow(&read, MAX_DEPTH) => read,
         _ => value,
+    }
+}
+
+/// Whether a value nests no deeper than this.
+fn is_shallow(value: &Value, depth: usize) -> bool {
+    match value {
+        Value::Array(items) => depth > 0 && items.iter().all(|item| is_shallow(item, depth - 1)),
+        Value::Object(fields) => depth > 0 && fields.values().all(|field| is_shallow(field, depth - 1)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => true,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::common::v1::ArrayValue;
     use serde_json::json;
 
     use super::*;
@@ -159,6 +171,21 @@ mod tests {
         assert_eq!((&attributes["not json"], &attributes["nul"]), (&json!("{\"q\""), &json!("a\u{fffd}b")));
         assert_eq!(attributes["number in a text"], json!("17"));
         assert_eq!(attributes[TRACE_ID], read.trace);
+    }
+
+    #[test]
+    fn what_nests_too_deep_to_be_read_again_stays_a_text() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        for (depth, is_read) in [(MAX_DEPTH, true), (MAX_DEPTH + 1, false), (126, false), (5_000, false)] {
+            assert_eq!(decoded(nested(depth).into()).is_array(), is_read, "{depth}");
+        }
+        let mut value = text("x");
+        for _ in 0..30 {
+            value = AnyValue { value: Some(any_value::Value::ArrayValue(ArrayValue { values: vec![value] })) };
+        }
+        let read = span(otlp::Span { attributes: vec![pair("deep", value)], ..one() }).unwrap().content;
+        let kept = serde_json::to_string(&read).unwrap();
+        assert_eq!(serde_json::from_str::<Content>(&kept).unwrap(), read);
     }
 
     #[test]

@@ -333,7 +333,7 @@ pub fn preview(mut text: String) -> String {
     text
 }
 
-/// Checks a tag of a trace and cuts its value.
+/// Checks a tag that is set by itself and cuts its value: stricter, as MLflow is, than tags that come with a trace.
 pub fn tag(key: &str, mut value: String) -> Result<String> {
     if key.is_empty() {
         return Err(missing("key"));
@@ -355,13 +355,12 @@ fn few(what: &str, count: usize, max: usize) -> Result<()> {
 fn fit(tags: &mut BTreeMap<String, String>, metadata: &mut BTreeMap<String, String>) -> Result<()> {
     few("tags", tags.len(), MAX_PARTS)?;
     few("trace_metadata", metadata.len(), MAX_PARTS)?;
-    for (key, value) in tags {
-        *value = tag(key, std::mem::take(value))?;
-    }
-    for (key, value) in metadata {
-        length("trace_metadata key", key, MAX_KEY)?;
-        no_nul("trace_metadata value", value)?;
-        cut(value, MAX_VALUE);
+    for (what, pairs) in [("tags", tags), ("trace_metadata", metadata)] {
+        for (key, value) in pairs {
+            length(&format!("{what} key"), key, MAX_KEY)?;
+            no_nul(&format!("{what} value"), value)?;
+            cut(value, MAX_VALUE);
+        }
     }
     Ok(())
 }
