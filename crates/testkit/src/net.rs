@@ -27,7 +27,7 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
-/// Sends one HTTP request over a connection of its own; gives up after 30 seconds. A body that is cut short is an error.
+/// Sends one HTTP request over a connection of its own, of JSON unless `headers` say otherwise; gives up after 30 seconds. A body that is cut short is an error.
 pub async fn exchange(
     address: SocketAddr,
     method: &str,
@@ -37,14 +37,13 @@ pub async fn exchange(
 ) -> io::Result<Answer> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        let mut head = format!(
-            "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n",
-            body.len()
-        );
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        stream.write_all(format!("{head}\r\n").as_bytes()).await?;
+        let typed = headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+        let json = [("Content-Type", "application/json")].into_iter().filter(|_| !typed);
+        let headers: String =
+            headers.iter().copied().chain(json).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head =
+            format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).await?;
         stream.write_all(body).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
@@ -67,7 +66,18 @@ pub async fn exchange(
 
 /// Sends one HTTP request as [`exchange`] does, and returns status and body.
 pub async fn send(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> io::Result<(u16, Vec<u8>)> {
-    let Answer { status, body, .. } = exchange(address, method, path, &[], body).await?;
+    send_with(address, method, path, &[], body).await
+}
+
+/// Sends one HTTP request with these headers, as [`exchange`] does, and returns status and body.
+pub async fn send_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> io::Result<(u16, Vec<u8>)> {
+    let Answer { status, body, .. } = exchange(address, method, path, headers, body).await?;
     Ok((status, body))
 }
 

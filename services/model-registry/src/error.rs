@@ -50,6 +50,15 @@ pub enum Entity {
         model: String,
         key: String,
     },
+    Trace(String),
+    Assessment {
+        trace: String,
+        id: String,
+    },
+    TraceTag {
+        trace: String,
+        key: String,
+    },
 }
 
 impl Entity {
@@ -59,12 +68,14 @@ impl Entity {
             Self::Version(_) => "version",
             Self::Alias { .. } => "alias",
             Self::Artifact { .. } => "artifact",
-            Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } => "tag",
+            Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } | Self::TraceTag { .. } => "tag",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
             Self::Run(_) => "run",
             Self::LoggedModel(_) => "logged model",
             Self::EvaluationDataset(_) => "evaluation dataset",
             Self::Scorer { .. } => "scorer",
+            Self::Trace(_) => "trace",
+            Self::Assessment { .. } => "assessment",
         }
     }
 
@@ -76,6 +87,9 @@ impl Entity {
             Self::Artifact { version, path } => format!("{version}:{path}"),
             Self::Tag { of, key } | Self::TagOf { of, key } => format!("{of}#{key}"),
             Self::LoggedModelTag { model, key } => format!("{model}#{key}"),
+            Self::TraceTag { trace, key } => format!("{trace}#{key}"),
+            Self::Assessment { trace, id } => format!("{trace}/{id}"),
+            Self::Trace(id) => id.clone(),
             Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
                 name.clone()
             }
@@ -91,12 +105,16 @@ impl Entity {
             Self::Version(_) => "VERSION_NOT_FOUND",
             Self::Alias { .. } => "ALIAS_NOT_FOUND",
             Self::Artifact { .. } => "ARTIFACT_NOT_FOUND",
-            Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } => "TAG_NOT_FOUND",
+            Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } | Self::TraceTag { .. } => {
+                "TAG_NOT_FOUND"
+            }
             Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
             Self::Run(_) => "RUN_NOT_FOUND",
             Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",
             Self::EvaluationDataset(_) => "EVALUATION_DATASET_NOT_FOUND",
             Self::Scorer { .. } => "SCORER_NOT_FOUND",
+            Self::Trace(_) => "TRACE_NOT_FOUND",
+            Self::Assessment { .. } => "ASSESSMENT_NOT_FOUND",
         }
     }
 }

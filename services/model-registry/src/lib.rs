@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
     audit_service_server, evaluation_service_server, lineage_service_server, model_registry_service_server,
-    protection_service_server, tracking_service_server,
+    protection_service_server, trace_service_server, tracking_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
@@ -46,12 +46,13 @@ pub mod tracking;
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 6] = [
+pub const SERVICES: [&str; 7] = [
     model_registry_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
     evaluation_service_server::SERVICE_NAME,
     lineage_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
+    trace_service_server::SERVICE_NAME,
     tracking_service_server::SERVICE_NAME,
 ];
 

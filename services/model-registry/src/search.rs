@@ -10,6 +10,7 @@ mod field;
 mod scan;
 #[cfg(test)]
 mod tests;
+pub mod traces;
 
 pub use field::{Attribute, DatasetField, Field};
 
@@ -58,6 +59,8 @@ pub enum Op {
     Ge,
     Like,
     Ilike,
+    /// A regular expression matches somewhere in it.
+    Rlike,
     In,
     NotIn,
     IsNull,

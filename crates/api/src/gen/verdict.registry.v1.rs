@@ -10457,3 +10457,1686 @@ pub mod evaluation_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// What a program did for one request.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Trace {
+    /// At most 50 characters: "tr-" and the 32 hexadecimal digits of OpenTelemetry's id.
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub experiment_id: i64,
+    #[prost(int64, tag = "3")]
+    pub request_time_ms: i64,
+    /// Absent while it goes on.
+    #[prost(int64, optional, tag = "4")]
+    pub duration_ms: ::core::option::Option<i64>,
+    #[prost(enumeration = "TraceState", tag = "5")]
+    pub state: i32,
+    /// What the caller of the program names the request; empty for nothing.
+    #[prost(string, tag = "6")]
+    pub client_request_id: ::prost::alloc::string::String,
+    /// The beginning of what was asked.
+    #[prost(string, tag = "7")]
+    pub request_preview: ::prost::alloc::string::String,
+    /// The beginning of what was answered.
+    #[prost(string, tag = "8")]
+    pub response_preview: ::prost::alloc::string::String,
+    /// What is known when it begins and stays.
+    #[prost(map = "string, string", tag = "9")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(map = "string, string", tag = "10")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The oldest first.
+    #[prost(message, repeated, tag = "11")]
+    pub assessments: ::prost::alloc::vec::Vec<Assessment>,
+}
+/// One step of a trace.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Span {
+    /// 16 hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub span_id: ::prost::alloc::string::String,
+    /// The span it is a part of; empty for the root.
+    #[prost(string, tag = "2")]
+    pub parent_span_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// What it does: "LLM", "TOOL", "RETRIEVER", …, or "UNKNOWN".
+    #[prost(string, tag = "4")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(enumeration = "SpanStatus", tag = "5")]
+    pub status: i32,
+    /// Why it failed.
+    #[prost(string, tag = "6")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(int64, tag = "7")]
+    pub start_time_ns: i64,
+    /// Absent while it goes on.
+    #[prost(int64, optional, tag = "8")]
+    pub end_time_ns: ::core::option::Option<i64>,
+    /// Numbers are doubles. Inputs are "mlflow.spanInputs", outputs "mlflow.spanOutputs".
+    #[prost(message, optional, tag = "9")]
+    pub attributes: ::core::option::Option<::prost_types::Struct>,
+    #[prost(message, repeated, tag = "10")]
+    pub events: ::prost::alloc::vec::Vec<SpanEvent>,
+}
+/// Something that happened during a span.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SpanEvent {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub time_ns: i64,
+    #[prost(message, optional, tag = "3")]
+    pub attributes: ::core::option::Option<::prost_types::Struct>,
+}
+/// What somebody thinks of a trace, or of one of its spans.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Assessment {
+    /// At most 50 characters. Left empty when it is created, the registry makes one.
+    #[prost(string, tag = "1")]
+    pub assessment_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub trace_id: ::prost::alloc::string::String,
+    /// What is assessed, as "correctness"; at most 250 characters.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "6")]
+    pub source: ::core::option::Option<AssessmentSource>,
+    /// The span that is meant; empty for the whole trace.
+    #[prost(string, tag = "7")]
+    pub span_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub rationale: ::prost::alloc::string::String,
+    #[prost(map = "string, string", tag = "9")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// The assessment that is no longer valid because of this one.
+    #[prost(string, tag = "10")]
+    pub overrides: ::prost::alloc::string::String,
+    /// Whether no other assessment overrides it. Told by the registry.
+    #[prost(bool, tag = "11")]
+    pub valid: bool,
+    /// Told by the registry.
+    #[prost(int64, tag = "12")]
+    pub create_time_ms: i64,
+    /// Told by the registry.
+    #[prost(int64, tag = "13")]
+    pub update_time_ms: i64,
+    #[prost(oneof = "assessment::Judgement", tags = "4, 5")]
+    pub judgement: ::core::option::Option<assessment::Judgement>,
+}
+/// Nested message and enum types in `Assessment`.
+pub mod assessment {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Judgement {
+        #[prost(message, tag = "4")]
+        Feedback(super::Feedback),
+        #[prost(message, tag = "5")]
+        Expectation(super::Expectation),
+    }
+}
+/// How good something was.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Feedback {
+    /// At most 65535 bytes as JSON. May be missing where there is an error.
+    #[prost(message, optional, tag = "1")]
+    pub value: ::core::option::Option<::prost_types::Value>,
+    #[prost(message, optional, tag = "2")]
+    pub error: ::core::option::Option<AssessmentError>,
+}
+/// What should have been.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Expectation {
+    /// At most 65535 bytes as JSON.
+    #[prost(message, optional, tag = "1")]
+    pub value: ::core::option::Option<::prost_types::Value>,
+}
+/// Why a judge came to no judgement.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssessmentError {
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub stack_trace: ::prost::alloc::string::String,
+}
+/// Who assesses.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AssessmentSource {
+    #[prost(enumeration = "AssessmentSourceKind", tag = "1")]
+    pub kind: i32,
+    /// The person, model or program; at most 250 characters.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartTraceRequest {
+    #[prost(message, optional, tag = "1")]
+    pub trace: ::core::option::Option<Trace>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartTraceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub trace: ::core::option::Option<Trace>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndTraceRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub end_time_ms: i64,
+    #[prost(enumeration = "TraceState", tag = "3")]
+    pub state: i32,
+    #[prost(map = "string, string", tag = "4")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    #[prost(map = "string, string", tag = "5")]
+    pub tags: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndTraceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub trace: ::core::option::Option<Trace>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTraceRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    /// Answer the spans too: at most 256 MiB of them.
+    #[prost(bool, tag = "2")]
+    pub include_spans: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetTraceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub trace: ::core::option::Option<Trace>,
+    /// The root first, then by time.
+    #[prost(message, repeated, tag = "2")]
+    pub spans: ::prost::alloc::vec::Vec<Span>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SearchTracesRequest {
+    /// At most 1000; none finds none.
+    #[prost(int64, repeated, tag = "1")]
+    pub experiment_ids: ::prost::alloc::vec::Vec<i64>,
+    /// MLflow's grammar: comparisons joined by AND, over attributes (as `status = 'OK'`, `timestamp_ms > 5`, `run_id = '…'`),
+    /// tags, metadata, span (name, type, status, content, attributes), feedback and expectation.
+    #[prost(string, tag = "2")]
+    pub filter: ::prost::alloc::string::String,
+    /// Over attributes, tags and metadata, as `timestamp_ms DESC`. A page in an order by nothing but time is as quick
+    /// however many came before.
+    #[prost(string, repeated, tag = "3")]
+    pub order_by: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 1 to 500; 100 when left 0.
+    #[prost(int32, tag = "4")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "5")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SearchTracesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub traces: ::prost::alloc::vec::Vec<Trace>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteTracesRequest {
+    #[prost(int64, tag = "1")]
+    pub experiment_id: i64,
+    /// Either these …
+    #[prost(string, repeated, tag = "2")]
+    pub trace_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// … or those begun at this time or before, the oldest first.
+    #[prost(int64, optional, tag = "3")]
+    pub max_time_ms: ::core::option::Option<i64>,
+    /// How many of the latter; all when left out.
+    #[prost(int32, optional, tag = "4")]
+    pub max_traces: ::core::option::Option<i32>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteTracesResponse {
+    #[prost(int64, tag = "1")]
+    pub deleted: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetTraceTagRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    /// At most 250 characters.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub value: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetTraceTagResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteTraceTagRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteTraceTagResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkTracesToRunRequest {
+    #[prost(string, tag = "1")]
+    pub run_id: ::prost::alloc::string::String,
+    /// 1 to 100.
+    #[prost(string, repeated, tag = "2")]
+    pub trace_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkTracesToRunResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateAssessmentRequest {
+    #[prost(message, optional, tag = "1")]
+    pub assessment: ::core::option::Option<Assessment>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateAssessmentResponse {
+    #[prost(message, optional, tag = "1")]
+    pub assessment: ::core::option::Option<Assessment>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetAssessmentRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub assessment_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetAssessmentResponse {
+    #[prost(message, optional, tag = "1")]
+    pub assessment: ::core::option::Option<Assessment>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateAssessmentRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub assessment_id: ::prost::alloc::string::String,
+    /// Unchanged when left out.
+    #[prost(string, optional, tag = "3")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    /// Unchanged when left out.
+    #[prost(string, optional, tag = "6")]
+    pub rationale: ::core::option::Option<::prost::alloc::string::String>,
+    /// These join those it has.
+    #[prost(map = "string, string", tag = "7")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Unchanged when left out.
+    #[prost(oneof = "update_assessment_request::Judgement", tags = "4, 5")]
+    pub judgement: ::core::option::Option<update_assessment_request::Judgement>,
+}
+/// Nested message and enum types in `UpdateAssessmentRequest`.
+pub mod update_assessment_request {
+    /// Unchanged when left out.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Judgement {
+        #[prost(message, tag = "4")]
+        Feedback(super::Feedback),
+        #[prost(message, tag = "5")]
+        Expectation(super::Expectation),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateAssessmentResponse {
+    #[prost(message, optional, tag = "1")]
+    pub assessment: ::core::option::Option<Assessment>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteAssessmentRequest {
+    #[prost(string, tag = "1")]
+    pub trace_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub assessment_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteAssessmentResponse {}
+/// How a trace is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TraceState {
+    Unspecified = 0,
+    Ok = 1,
+    Error = 2,
+    InProgress = 3,
+}
+impl TraceState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRACE_STATE_UNSPECIFIED",
+            Self::Ok => "TRACE_STATE_OK",
+            Self::Error => "TRACE_STATE_ERROR",
+            Self::InProgress => "TRACE_STATE_IN_PROGRESS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRACE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRACE_STATE_OK" => Some(Self::Ok),
+            "TRACE_STATE_ERROR" => Some(Self::Error),
+            "TRACE_STATE_IN_PROGRESS" => Some(Self::InProgress),
+            _ => None,
+        }
+    }
+}
+/// How a span ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SpanStatus {
+    /// Nobody has said.
+    Unspecified = 0,
+    Ok = 1,
+    Error = 2,
+}
+impl SpanStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SPAN_STATUS_UNSPECIFIED",
+            Self::Ok => "SPAN_STATUS_OK",
+            Self::Error => "SPAN_STATUS_ERROR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SPAN_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "SPAN_STATUS_OK" => Some(Self::Ok),
+            "SPAN_STATUS_ERROR" => Some(Self::Error),
+            _ => None,
+        }
+    }
+}
+/// What kind of judge it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AssessmentSourceKind {
+    Unspecified = 0,
+    Human = 1,
+    LlmJudge = 2,
+    Code = 3,
+}
+impl AssessmentSourceKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ASSESSMENT_SOURCE_KIND_UNSPECIFIED",
+            Self::Human => "ASSESSMENT_SOURCE_KIND_HUMAN",
+            Self::LlmJudge => "ASSESSMENT_SOURCE_KIND_LLM_JUDGE",
+            Self::Code => "ASSESSMENT_SOURCE_KIND_CODE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ASSESSMENT_SOURCE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "ASSESSMENT_SOURCE_KIND_HUMAN" => Some(Self::Human),
+            "ASSESSMENT_SOURCE_KIND_LLM_JUDGE" => Some(Self::LlmJudge),
+            "ASSESSMENT_SOURCE_KIND_CODE" => Some(Self::Code),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod trace_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Traces: what a program did for one request, in spans, and what people and judges think of it.
+    ///
+    /// It is the store that MLflow's REST API writes: what one side does the other sees at once, and both have the same
+    /// limits. Spans come in over OTLP (`POST /v1/traces` of that API) and are read here with their trace.
+    ///
+    /// Times are milliseconds since 1970-01-01 UTC unless their name says nanoseconds. Texts hold no NUL character. Values of
+    /// tags and metadata are cut to 8000 characters, previews to 1000.
+    ///
+    /// No call takes a request id: repeated, a call that names what it writes (a trace id, an assessment id, a tag) says the
+    /// same again. CreateAssessment without an id makes another each time.
+    ///
+    /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", and `ResourceInfo` for what was not
+    /// found: EXPERIMENT_NOT_FOUND, RUN_NOT_FOUND, TRACE_NOT_FOUND, ASSESSMENT_NOT_FOUND, TAG_NOT_FOUND (NOT_FOUND);
+    /// INVALID_PARAMETER_VALUE (INVALID_ARGUMENT). What was refused wrote nothing.
+    #[derive(Debug, Clone)]
+    pub struct TraceServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl TraceServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> TraceServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> TraceServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            TraceServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Adds a trace to an active experiment, or says of one whose spans came first what it is. Tags and metadata join those
+        /// it has.
+        pub async fn start_trace(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StartTraceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartTraceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/StartTrace",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TraceService", "StartTrace"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a trace that was begun before it ended. Tags and metadata join those it has.
+        pub async fn end_trace(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndTraceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndTraceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/EndTrace",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("verdict.registry.v1.TraceService", "EndTrace"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a trace, with its spans where asked.
+        pub async fn get_trace(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetTraceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetTraceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/GetTrace",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("verdict.registry.v1.TraceService", "GetTrace"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Finds traces of some experiments, in pages: the newest first unless ordered otherwise.
+        pub async fn search_traces(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SearchTracesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchTracesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/SearchTraces",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TraceService", "SearchTraces"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes traces of an experiment with their spans and assessments, by id or by age. Those that do not exist are
+        /// deleted already.
+        pub async fn delete_traces(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteTracesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteTracesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/DeleteTraces",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TraceService", "DeleteTraces"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets a tag of a trace.
+        pub async fn set_trace_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetTraceTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetTraceTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/SetTraceTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TraceService", "SetTraceTag"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Removes a tag of a trace. NOT_FOUND when it isn't set.
+        pub async fn delete_trace_tag(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteTraceTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteTraceTagResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/DeleteTraceTag",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TraceService", "DeleteTraceTag"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Notes that traces belong to a run. A trace may come later than its link.
+        pub async fn link_traces_to_run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LinkTracesToRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LinkTracesToRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/LinkTracesToRun",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TraceService",
+                        "LinkTracesToRun",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Adds an assessment of a trace. One that it overrides is valid no more.
+        pub async fn create_assessment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateAssessmentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/CreateAssessment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TraceService",
+                        "CreateAssessment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns an assessment.
+        pub async fn get_assessment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetAssessmentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/GetAssessment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.registry.v1.TraceService", "GetAssessment"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Changes what is given of an assessment. Feedback stays feedback, an expectation an expectation.
+        pub async fn update_assessment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateAssessmentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/UpdateAssessment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TraceService",
+                        "UpdateAssessment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes an assessment; one that it overrode is valid again. One that does not exist is deleted already.
+        pub async fn delete_assessment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteAssessmentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.registry.v1.TraceService/DeleteAssessment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.registry.v1.TraceService",
+                        "DeleteAssessment",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod trace_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with TraceServiceServer.
+    #[async_trait]
+    pub trait TraceService: std::marker::Send + std::marker::Sync + 'static {
+        /// Adds a trace to an active experiment, or says of one whose spans came first what it is. Tags and metadata join those
+        /// it has.
+        async fn start_trace(
+            &self,
+            request: tonic::Request<super::StartTraceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartTraceResponse>,
+            tonic::Status,
+        >;
+        /// Ends a trace that was begun before it ended. Tags and metadata join those it has.
+        async fn end_trace(
+            &self,
+            request: tonic::Request<super::EndTraceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndTraceResponse>,
+            tonic::Status,
+        >;
+        /// Returns a trace, with its spans where asked.
+        async fn get_trace(
+            &self,
+            request: tonic::Request<super::GetTraceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetTraceResponse>,
+            tonic::Status,
+        >;
+        /// Finds traces of some experiments, in pages: the newest first unless ordered otherwise.
+        async fn search_traces(
+            &self,
+            request: tonic::Request<super::SearchTracesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SearchTracesResponse>,
+            tonic::Status,
+        >;
+        /// Deletes traces of an experiment with their spans and assessments, by id or by age. Those that do not exist are
+        /// deleted already.
+        async fn delete_traces(
+            &self,
+            request: tonic::Request<super::DeleteTracesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteTracesResponse>,
+            tonic::Status,
+        >;
+        /// Sets a tag of a trace.
+        async fn set_trace_tag(
+            &self,
+            request: tonic::Request<super::SetTraceTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetTraceTagResponse>,
+            tonic::Status,
+        >;
+        /// Removes a tag of a trace. NOT_FOUND when it isn't set.
+        async fn delete_trace_tag(
+            &self,
+            request: tonic::Request<super::DeleteTraceTagRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteTraceTagResponse>,
+            tonic::Status,
+        >;
+        /// Notes that traces belong to a run. A trace may come later than its link.
+        async fn link_traces_to_run(
+            &self,
+            request: tonic::Request<super::LinkTracesToRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LinkTracesToRunResponse>,
+            tonic::Status,
+        >;
+        /// Adds an assessment of a trace. One that it overrides is valid no more.
+        async fn create_assessment(
+            &self,
+            request: tonic::Request<super::CreateAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateAssessmentResponse>,
+            tonic::Status,
+        >;
+        /// Returns an assessment.
+        async fn get_assessment(
+            &self,
+            request: tonic::Request<super::GetAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetAssessmentResponse>,
+            tonic::Status,
+        >;
+        /// Changes what is given of an assessment. Feedback stays feedback, an expectation an expectation.
+        async fn update_assessment(
+            &self,
+            request: tonic::Request<super::UpdateAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateAssessmentResponse>,
+            tonic::Status,
+        >;
+        /// Deletes an assessment; one that it overrode is valid again. One that does not exist is deleted already.
+        async fn delete_assessment(
+            &self,
+            request: tonic::Request<super::DeleteAssessmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteAssessmentResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Traces: what a program did for one request, in spans, and what people and judges think of it.
+    ///
+    /// It is the store that MLflow's REST API writes: what one side does the other sees at once, and both have the same
+    /// limits. Spans come in over OTLP (`POST /v1/traces` of that API) and are read here with their trace.
+    ///
+    /// Times are milliseconds since 1970-01-01 UTC unless their name says nanoseconds. Texts hold no NUL character. Values of
+    /// tags and metadata are cut to 8000 characters, previews to 1000.
+    ///
+    /// No call takes a request id: repeated, a call that names what it writes (a trace id, an assessment id, a tag) says the
+    /// same again. CreateAssessment without an id makes another each time.
+    ///
+    /// Errors carry `google.rpc.ErrorInfo` with a stable `reason` and domain "verdict", and `ResourceInfo` for what was not
+    /// found: EXPERIMENT_NOT_FOUND, RUN_NOT_FOUND, TRACE_NOT_FOUND, ASSESSMENT_NOT_FOUND, TAG_NOT_FOUND (NOT_FOUND);
+    /// INVALID_PARAMETER_VALUE (INVALID_ARGUMENT). What was refused wrote nothing.
+    #[derive(Debug)]
+    pub struct TraceServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> TraceServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for TraceServiceServer<T>
+    where
+        T: TraceService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/verdict.registry.v1.TraceService/StartTrace" => {
+                    #[allow(non_camel_case_types)]
+                    struct StartTraceSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::StartTraceRequest>
+                    for StartTraceSvc<T> {
+                        type Response = super::StartTraceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StartTraceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::start_trace(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StartTraceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/EndTrace" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndTraceSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::EndTraceRequest>
+                    for EndTraceSvc<T> {
+                        type Response = super::EndTraceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndTraceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::end_trace(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndTraceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/GetTrace" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTraceSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::GetTraceRequest>
+                    for GetTraceSvc<T> {
+                        type Response = super::GetTraceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetTraceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::get_trace(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTraceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/SearchTraces" => {
+                    #[allow(non_camel_case_types)]
+                    struct SearchTracesSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::SearchTracesRequest>
+                    for SearchTracesSvc<T> {
+                        type Response = super::SearchTracesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SearchTracesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::search_traces(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SearchTracesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/DeleteTraces" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteTracesSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::DeleteTracesRequest>
+                    for DeleteTracesSvc<T> {
+                        type Response = super::DeleteTracesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteTracesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::delete_traces(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteTracesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/SetTraceTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetTraceTagSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::SetTraceTagRequest>
+                    for SetTraceTagSvc<T> {
+                        type Response = super::SetTraceTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetTraceTagRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::set_trace_tag(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetTraceTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/DeleteTraceTag" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteTraceTagSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::DeleteTraceTagRequest>
+                    for DeleteTraceTagSvc<T> {
+                        type Response = super::DeleteTraceTagResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteTraceTagRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::delete_trace_tag(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteTraceTagSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/LinkTracesToRun" => {
+                    #[allow(non_camel_case_types)]
+                    struct LinkTracesToRunSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::LinkTracesToRunRequest>
+                    for LinkTracesToRunSvc<T> {
+                        type Response = super::LinkTracesToRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LinkTracesToRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::link_traces_to_run(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LinkTracesToRunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/CreateAssessment" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateAssessmentSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::CreateAssessmentRequest>
+                    for CreateAssessmentSvc<T> {
+                        type Response = super::CreateAssessmentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateAssessmentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::create_assessment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateAssessmentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/GetAssessment" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetAssessmentSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::GetAssessmentRequest>
+                    for GetAssessmentSvc<T> {
+                        type Response = super::GetAssessmentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetAssessmentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::get_assessment(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetAssessmentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/UpdateAssessment" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateAssessmentSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::UpdateAssessmentRequest>
+                    for UpdateAssessmentSvc<T> {
+                        type Response = super::UpdateAssessmentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateAssessmentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::update_assessment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateAssessmentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.registry.v1.TraceService/DeleteAssessment" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteAssessmentSvc<T: TraceService>(pub Arc<T>);
+                    impl<
+                        T: TraceService,
+                    > tonic::server::UnaryService<super::DeleteAssessmentRequest>
+                    for DeleteAssessmentSvc<T> {
+                        type Response = super::DeleteAssessmentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteAssessmentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as TraceService>::delete_assessment(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteAssessmentSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for TraceServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "verdict.registry.v1.TraceService";
+    impl<T> tonic::server::NamedService for TraceServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}

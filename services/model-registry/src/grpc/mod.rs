@@ -16,6 +16,7 @@ use verdict_api::registry::evaluation_service_server::EvaluationServiceServer;
 use verdict_api::registry::lineage_service_server::LineageServiceServer;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
 use verdict_api::registry::protection_service_server::ProtectionServiceServer;
+use verdict_api::registry::trace_service_server::TraceServiceServer;
 use verdict_api::registry::tracking_service_server::TrackingServiceServer;
 use verdict_api::registry::upload_artifact_request::Part as Uploaded;
 
@@ -33,6 +34,7 @@ mod audit;
 mod evaluation;
 mod lineage;
 mod protection;
+mod traces;
 mod tracking;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -52,6 +54,7 @@ pub(crate) fn routes(registry: Registry, artifact_root: &str, max_message_bytes:
     let log = audit::Log { store: store.clone() };
     let trail = lineage::Trail { store: store.clone() };
     let evaluation = evaluation::Evaluation { store: store.clone() };
+    let traces = traces::Traces { store: store.clone() };
     let guard = protection::Guard { store: store.clone(), feed: feed.clone() };
     let tracking = tracking::Tracking { store, feed, artifact_root: artifact_root.to_owned() };
     Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
@@ -59,6 +62,7 @@ pub(crate) fn routes(registry: Registry, artifact_root: &str, max_message_bytes:
         .add_service(EvaluationServiceServer::new(evaluation).max_decoding_message_size(max_message_bytes))
         .add_service(LineageServiceServer::new(trail).max_decoding_message_size(max_message_bytes))
         .add_service(ProtectionServiceServer::new(guard).max_decoding_message_size(max_message_bytes))
+        .add_service(TraceServiceServer::new(traces).max_decoding_message_size(max_message_bytes))
         .add_service(TrackingServiceServer::new(tracking).max_decoding_message_size(max_message_bytes))
 }
 

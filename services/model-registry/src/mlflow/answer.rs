@@ -39,7 +39,8 @@ pub(super) fn paged(name: &str, items: Vec<Value>, next: Option<u64>) -> Value {
     Value::Object(fields)
 }
 
-fn pairs(pairs: BTreeMap<String, String>) -> Value {
+/// Pairs of `key` and `value`.
+pub(super) fn pairs(pairs: BTreeMap<String, String>) -> Value {
     pairs.into_iter().map(|(key, value)| json!({"key": key, "value": value})).collect()
 }
 

@@ -67,6 +67,11 @@ pub(super) fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> 
     Ok(if relative.is_empty() { root.to_owned() } else { format!("{root}/{relative}") })
 }
 
+/// The path of a file below a place of this registry.
+pub(super) fn of_this_registry(uri: &str, relative: &str) -> Result<ArtifactPath, Refusal> {
+    path(&below_proxy(uri, relative)?)
+}
+
 impl Mlflow {
     /// Finds a file: one a client put, or one of a version, under `versions/NAME/NUMBER/`.
     pub(super) async fn file(&self, path: &ArtifactPath) -> Result<Artifact, Refusal> {
@@ -97,7 +102,8 @@ impl Mlflow {
         Ok(files.into_iter().filter_map(below).collect())
     }
 
-    async fn send(&self, path: &ArtifactPath, asked: &HeaderMap) -> Answer {
+    /// Answers with a file, or the part of it that `asked` wants.
+    pub(super) async fn send(&self, path: &ArtifactPath, asked: &HeaderMap) -> Answer {
         let file = self.file(path).await?;
         let range =
             asked.get(header::RANGE).and_then(|range| range.to_str().ok()).map(|range| within(range, file.size));

@@ -1,12 +1,12 @@
 //! Evaluation datasets and their records. Tags and records are JSON in a text, both ways.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::routing::{delete, get, patch, post};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::request::{Fields, missing};
+use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::evaluation::{
     After, Dataset, DatasetChange, DatasetDraft, DatasetSearch, Record, Source, Upserted, reading,

@@ -2,7 +2,7 @@
 //!
 //! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
 //! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`, `datasets`,
-//!   `scorers`, `promptlab`, `gateway`; `graphql` asks some of them under other names.
+//!   `scorers`, `promptlab`, `gateway`, `traces`; spans come through `otlp`; `graphql` asks some of them under other names.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
@@ -39,12 +39,14 @@ mod gateway;
 mod graphql;
 mod logged_models;
 mod metrics;
+mod otlp;
 mod promptlab;
 mod refusal;
 mod registered;
 mod request;
 mod runs;
 mod scorers;
+mod traces;
 mod transfers;
 
 pub(crate) use gateway::Gateway;
@@ -121,6 +123,7 @@ fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
             .merge(scorers::routes())
             .merge(promptlab::routes())
             .merge(gateway::routes())
+            .merge(traces::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };
@@ -128,7 +131,8 @@ fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
         .route("/health", get(async || "OK"))
         .route("/version", get(async || VERSION))
         .merge(artifacts::plain_routes())
-        .merge(graphql::routes()?.layer(DefaultBodyLimit::max(MAX_JSON_BYTES)));
+        .merge(graphql::routes()?.layer(DefaultBodyLimit::max(MAX_JSON_BYTES)))
+        .merge(otlp::routes());
     for root in ["/api", "/ajax-api"] {
         for version in ["2.0", "2.11", "3.0"] {
             router = router.nest(&format!("{root}/{version}"), areas());
@@ -162,8 +166,9 @@ async fn not_served(method: Method, uri: Uri, body: Body) -> Response {
     let path = uri.path();
     let is_mlflow_s = ["/api/", "/ajax-api/", "/graphql", "/v1/traces", "/gateway"].iter().any(|p| path.starts_with(p));
     if is_mlflow_s {
-        let message =
-            format!("{method} {path} is not served here: this registry keeps experiments, runs, models and files");
+        let message = format!(
+            "{method} {path} is not served here: this registry keeps experiments, runs, traces, models and files"
+        );
         return Refusal::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message).into_response();
     }
     Refusal::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", format!("{method} {path} is not a path of MLflow's API"))

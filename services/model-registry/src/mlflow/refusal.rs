@@ -33,7 +33,8 @@ impl Refusal {
         &self.message
     }
 
-    fn missing(message: impl Into<String>) -> Self {
+    /// Something that is not there.
+    pub(super) fn missing(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
     }
 }
@@ -70,6 +71,11 @@ impl From<Entity> for Refusal {
             }
             Entity::Scorer { experiment, name, version: Some(version) } => {
                 format!("Scorer with name '{name}' and version {version} not found for experiment {experiment}.")
+            }
+            Entity::Trace(id) => format!("Trace with ID '{id}' not found."),
+            Entity::Assessment { trace, id } => format!("Assessment with ID '{id}' not found for trace '{trace}'"),
+            Entity::TraceTag { trace, key } => {
+                format!("No trace tag with key '{key}' for trace with ID '{trace}'")
             }
         })
     }

@@ -174,6 +174,13 @@ impl Fields {
         }
     }
 
+    /// An object whose values are texts.
+    pub(super) fn map(&self, name: &str) -> Result<BTreeMap<String, String>> {
+        let Some(fields) = self.object(name)? else { return Ok(BTreeMap::new()) };
+        fields.0.keys().try_for_each(|key| limits::no_nul(name, key))?;
+        fields.0.keys().map(|key| Ok((key.clone(), fields.text_or_empty(key)?))).collect()
+    }
+
     /// Pairs of `key` and `value`; of several with one key the last counts.
     pub(super) fn pairs(&self, name: &str) -> Result<BTreeMap<String, String>> {
         Ok(self.pair_list(name)?.into_iter().collect())

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::artifacts::{below_proxy, path, put_by};
 use super::refusal::Refusal;
-use super::request::{Fields, missing};
+use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, answer};
 use crate::artifacts::direct::{Direct, MAX_PARTS, VALID};
 use crate::names::ArtifactPath;

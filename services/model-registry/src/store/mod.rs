@@ -21,6 +21,7 @@ use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagCha
 use crate::names::{ModelName, Reference, VersionId};
 use crate::protection::Protection;
 use crate::tracking::import::Imports;
+use crate::tracking::traces::{Assessments, Traces};
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
 
 pub mod postgres;
@@ -116,6 +117,8 @@ pub trait Everything:
     + Imports
     + Datasets
     + Scorers
+    + Traces
+    + Assessments
 {
 }
 
@@ -132,6 +135,8 @@ impl<T> Everything for T where
         + Imports
         + Datasets
         + Scorers
+        + Traces
+        + Assessments
 {
 }
 
@@ -159,6 +164,10 @@ fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        // PostgreSQL reads some regular expressions otherwise than they were checked.
+        if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "2201B") {
+            return Self::Rejected("a regular expression is not one the database reads".to_owned());
+        }
         // PostgreSQL was given a text with NUL, in a place that is not checked before, as an id in a path.
         if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "22021") {
             return Self::Rejected("a text holds a NUL character".to_owned());

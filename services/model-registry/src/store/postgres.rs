@@ -22,6 +22,13 @@ const BEGIN_WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 /// Two that add an experiment at once would take the same number.
 const LOCK_EXPERIMENTS: &str = "LOCK TABLE experiments IN SHARE ROW EXCLUSIVE MODE";
 
+/// Whether a text is matched by a regular expression.
+const MATCHES: &str = "~";
+
+/// The attributes of spans as texts: trace, key, value.
+const SPAN_ATTRIBUTES: &str = "(SELECT spans.trace AS trace, e.key AS key, e.value AS value
+    FROM spans, json_each_text(CAST(spans.content AS json) -> 'attributes') e)";
+
 /// Every write waits for the one before it. A replica that died in the middle of its own must not hold up the others until
 /// TCP gives it up.
 const GIVE_UP: [(&str, &str); 2] = [("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")];

@@ -21,6 +21,14 @@ const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
 /// There is only one writer.
 const LOCK_EXPERIMENTS: &str = "SELECT 1";
 
+/// Whether a text is matched by a regular expression.
+const MATCHES: &str = "REGEXP";
+
+/// The attributes of spans as texts: trace, key, value.
+const SPAN_ATTRIBUTES: &str = "(SELECT spans.trace AS trace, e.key AS key, CASE e.type WHEN 'true' THEN 'true'
+    WHEN 'false' THEN 'false' ELSE CAST(e.value AS TEXT) END AS value
+    FROM spans, json_each(spans.content, '$.attributes') e)";
+
 /// How long a write waits for another process (a backup, a second registry) to finish its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
@@ -38,6 +46,7 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .pragma("case_sensitive_like", "ON")
+        .with_regexp()
         .busy_timeout(BUSY_TIMEOUT);
     let writer =
         SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(context)?;

@@ -1,7 +1,7 @@
 //! What training leaves behind: experiments, their runs, and the models and files that runs logged.
 //!
 //! MLflow's tracking store under MLflow's names. Two traits, because two things are kept: [`Experiments`] with what
-//! groups runs, [`Runs`] with what they log. The queries are written once and compiled for each database, as those of
+//! groups runs, [`Runs`] with what they log; what programs in use leave behind is in [`traces`]. The queries are written once and compiled for each database, as those of
 //! [`crate::store`].
 
 use std::collections::BTreeMap;
@@ -15,10 +15,15 @@ use crate::names::{ArtifactPath, ModelName, VersionId};
 use crate::search::{Condition, Order};
 use crate::store::Call;
 
+mod conventions;
+pub mod correlation;
 mod drafts;
 pub mod import;
 pub mod limits;
+pub mod otlp;
 pub mod page;
+pub mod spans;
+pub mod traces;
 
 pub use page::Page;
 

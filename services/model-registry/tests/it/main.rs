@@ -16,6 +16,7 @@ mod mlflow;
 mod process;
 mod publishing;
 mod requests;
+mod traces;
 mod tracking;
 mod transfers;
 mod watching;

@@ -31,6 +31,8 @@ macro_rules! on_both {
     };
 }
 
+pub(crate) use on_both;
+
 on_both!(
     what_one_side_writes_the_other_reads,
     a_registered_version_keeps_its_files_whatever_becomes_of_their_source,
@@ -307,7 +309,7 @@ async fn what_is_refused_says_why_in_mlflow_s_words(world: &World) {
         ("POST", "registered-models/create", json!({"name": "a\0b"}), 400, "NUL"),
         ("POST", "runs/set-tag", json!({"run_id": run, "key": "k", "value": "a\0b"}), 400, "NUL"),
         ("POST", "registered-models/create", json!({"name": "n", "description": "x".repeat(10_001)}), 400, "10000"),
-        ("POST", "traces", json!({}), 501, "is not served here"),
+        ("POST", "gateway/secrets/create", json!({}), 501, "is not served here"),
     ] {
         let told = refusal(world, method, &format!("/api/2.0/mlflow/{path}"), body).await;
         assert_eq!(told.0, status, "{path}: {told:?}");

@@ -8,7 +8,7 @@ use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 
 use self::reading::{find_model, model, version, versions_of, with_parts_of_models};
 use self::write::{Begun, Write, event};
-use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS};
+use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS, MATCHES, SPAN_ATTRIBUTES};
 use crate::audit::Change;
 use crate::error::{Entity, Error, Result};
 use crate::model::{
@@ -18,6 +18,8 @@ use crate::names::{ModelName, Reference, VersionId};
 use crate::store::rows::{EventRow, to_json, to_word};
 use crate::store::{Call, IDS_AT_ONCE, ROWS_AT_ONCE, Store};
 
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod assessments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod audit;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
@@ -44,6 +46,10 @@ mod runs;
 mod scorers;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod searching;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod spans;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod traces;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod write;
 

@@ -2,7 +2,7 @@
 
 use sqlx::QueryBuilder;
 
-use super::Db;
+use super::{Db, MATCHES};
 use crate::search::{Attribute, Condition, DatasetField, Field, Op, Order, Value};
 
 /// What escapes in patterns, which know `%` and `_` only: it is doubled wherever a caller wrote it, so it escapes nothing.
@@ -92,7 +92,7 @@ fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value:
     query.push(format!("{end})"));
 }
 
-fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
+pub(super) fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
     let sign = match op {
         Op::Eq => "=",
         Op::Ne => "<>",
@@ -101,6 +101,7 @@ fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &V
         Op::Gt => ">",
         Op::Ge => ">=",
         Op::Like | Op::Ilike => "LIKE",
+        Op::Rlike => MATCHES,
         Op::In => "IN",
         Op::NotIn => "NOT IN",
         Op::IsNull => {
