@@ -91,7 +91,8 @@ impl Health {
         self.board.send_modify(|board| board.stopping = true);
     }
 
-    pub(crate) fn services(&self) -> Vec<&'static str> {
+    /// Returns the services it reports on.
+    pub fn services(&self) -> Vec<&'static str> {
         self.board.borrow().services.keys().copied().collect()
     }
 

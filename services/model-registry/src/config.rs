@@ -11,6 +11,8 @@ use verdict_chassis::server::ServerConfig;
 use verdict_chassis::settings;
 use verdict_chassis::telemetry::TelemetryConfig;
 
+use crate::webhooks::WebhookConfig;
+
 /// Settings of `model-registry serve`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
@@ -37,6 +39,8 @@ pub struct Config {
     /// Time between heartbeats of a silent watch; at most 30 s.
     #[arg(long, env = "MODEL_REGISTRY_WATCH_HEARTBEAT", default_value = "15s", value_parser = heartbeat)]
     pub watch_heartbeat: Duration,
+    #[command(flatten)]
+    pub webhooks: WebhookConfig,
     #[command(flatten)]
     pub server: ServerConfig,
     #[command(flatten)]
@@ -92,6 +96,7 @@ impl Config {
             no_migrate: false,
             artifacts: ArtifactConfig { artifact_store: None, s3_endpoint: None },
             watch_heartbeat: Duration::from_secs(15),
+            webhooks: WebhookConfig::default(),
             server: ServerConfig::default(),
             telemetry: TelemetryConfig::default(),
         }

@@ -44,6 +44,7 @@ pub enum Entity {
         model: String,
         key: String,
     },
+    Webhook(String),
 }
 
 impl Entity {
@@ -57,6 +58,7 @@ impl Entity {
             Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
             Self::Run(_) => "run",
             Self::LoggedModel(_) => "logged model",
+            Self::Webhook(_) => "webhook",
         }
     }
 
@@ -68,9 +70,11 @@ impl Entity {
             Self::Artifact { version, path } => format!("{version}:{path}"),
             Self::Tag { of, key } | Self::TagOf { of, key } => format!("{of}#{key}"),
             Self::LoggedModelTag { model, key } => format!("{model}#{key}"),
-            Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
-                name.clone()
-            }
+            Self::Experiment(name)
+            | Self::ExperimentNamed(name)
+            | Self::Run(name)
+            | Self::LoggedModel(name)
+            | Self::Webhook(name) => name.clone(),
         }
     }
 
@@ -84,6 +88,7 @@ impl Entity {
             Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
             Self::Run(_) => "RUN_NOT_FOUND",
             Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",
+            Self::Webhook(_) => "WEBHOOK_NOT_FOUND",
         }
     }
 }

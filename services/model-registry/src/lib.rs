@@ -3,7 +3,10 @@
 //! - `grpc` and `convert` face the wire; `names` and `model` hold the rules; `error` says what can go wrong.
 //! - `store` remembers (SQLite, PostgreSQL), `artifacts` keeps the bytes (a directory, S3), `feed` follows the log.
 //! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `search` their filters.
+//! - `webhooks` tells others of changes, over HTTP.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
+
+use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -12,6 +15,7 @@ use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
 use crate::tracking::{Location, Millis};
+use crate::webhooks::Courier;
 
 pub mod artifacts;
 pub mod config;
@@ -28,6 +32,7 @@ pub mod publish;
 pub mod search;
 pub mod store;
 pub mod tracking;
+pub mod webhooks;
 
 pub use config::Config;
 
@@ -55,21 +60,28 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     };
     tracing::info!(%database, artifacts = %config.artifact_location(), "opened the database and the artifact store");
 
-    let health = Health::new(&[SERVICE]);
-    health.set(SERVICE, true, "the database answers");
+    let health = Health::new(&[SERVICE, webhooks::grpc::SERVICE]);
+    for service in health.services() {
+        health.set(service, true, "the database answers");
+    }
+    let courier = Arc::new(Courier::new(store.clone(), &config.webhooks)?);
+    let deliveries = tokio::spawn(courier.clone().run(feed.clone(), stop.clone()));
     let probe = tokio::spawn(probe::run(store.clone(), health.clone(), stop.clone()));
     let rest = async {
         let Some(listener) = mlflow else { return Ok(()) };
         let spool = config.database.data_dir.join("spool");
-        let (artifacts, feed) = (artifacts.clone(), feed.clone());
-        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root };
+        let (artifacts, feed, courier) = (artifacts.clone(), feed.clone(), courier.clone());
+        let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, courier, spool, artifact_root };
         mlflow::serve(listener, mlflow, stop.clone()).await
     };
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
-    let routes = grpc::routes(registry, config.server.max_message_bytes);
+    let max_message_bytes = config.server.max_message_bytes;
+    let routes = grpc::routes(registry, max_message_bytes)
+        .add_service(webhooks::grpc::server(courier.clone(), max_message_bytes));
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);
     probe.abort();
     served?;
+    deliveries.await?;
     Ok(())
 }

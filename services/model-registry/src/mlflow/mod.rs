@@ -1,7 +1,7 @@
 //! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
 //!
 //! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
-//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`.
+//! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `webhooks`, `artifacts`.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
@@ -28,6 +28,7 @@ use verdict_chassis::metrics::CALL_DURATION;
 use crate::artifacts::ArtifactStore;
 use crate::feed::Feed;
 use crate::store::Everything;
+use crate::webhooks::Courier;
 
 mod answer;
 mod artifacts;
@@ -38,6 +39,7 @@ mod refusal;
 mod registered;
 mod request;
 mod runs;
+mod webhooks;
 
 use refusal::Refusal;
 
@@ -56,6 +58,7 @@ pub(crate) struct Mlflow {
     pub(crate) store: Arc<dyn Everything>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
     pub(crate) feed: Arc<Feed>,
+    pub(crate) courier: Arc<Courier>,
     /// Where files are while they come in.
     pub(crate) spool: PathBuf,
     /// Below which experiments keep their files unless they say otherwise.
@@ -103,6 +106,7 @@ fn router(mlflow: Mlflow) -> Router {
             .merge(logged_models::routes())
             .merge(registered::routes())
             .merge(artifacts::routes())
+            .merge(webhooks::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };

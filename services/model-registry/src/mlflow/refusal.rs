@@ -55,6 +55,7 @@ impl From<Entity> for Refusal {
             Entity::ExperimentNamed(name) => format!("Could not find experiment with name '{name}'"),
             Entity::Run(id) => format!("Run with id={id} not found"),
             Entity::LoggedModel(id) => format!("Logged model with ID '{id}' not found."),
+            Entity::Webhook(id) => format!("Webhook with ID {id} not found."),
         })
     }
 }

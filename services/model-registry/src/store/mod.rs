@@ -15,6 +15,7 @@ use crate::error::{Dependency, Error, Result};
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
+use crate::webhooks::Webhooks;
 
 pub mod postgres;
 mod rows;
@@ -68,9 +69,9 @@ pub trait Store: Send + Sync {
 }
 
 /// All that a database keeps.
-pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files {}
+pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files + Webhooks {}
 
-impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
+impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files + Webhooks> Everything for T {}
 
 /// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
 pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Everything>> {

@@ -16,6 +16,7 @@ use crate::model::{
 use crate::names::{ModelName, Reference, VersionId};
 use crate::store::rows::{EventRow, from_json, to_json, to_word};
 use crate::store::{Call, IDS_AT_ONCE, REMEMBER_REQUESTS_MICROS, ROWS_AT_ONCE, Store, fingerprint};
+use crate::webhooks::News;
 
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod experiments;
@@ -31,6 +32,8 @@ mod registered;
 mod runs;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod searching;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod webhooks;
 
 pub(super) type Connection = <Db as sqlx::Database>::Connection;
 
@@ -211,6 +214,7 @@ impl Store for Tables {
             .await?;
         insert_tags(&mut write.tx, &draft.name, 0, &draft.tags).await?;
         write.record(event(EventKind::ModelCreated, &draft.name)).await?;
+        write.announce(News::Model(draft)).await?;
         let model = model(&mut write.tx, &draft.name).await?;
         write.commit(model).await
     }
@@ -285,6 +289,7 @@ impl Store for Tables {
         .await?;
         insert_tags(&mut write.tx, &id.model, number, &draft.tags).await?;
         write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }).await?;
+        write.announce(News::Version(number, draft)).await?;
         if draft.origin.is_some() {
             files::take(&mut write.tx, &id, &origin.source).await?;
             write.finalize(&id).await?;
@@ -436,6 +441,7 @@ impl Store for Tables {
             ..event(kind, &to.model)
         };
         write.record(moved).await?;
+        write.announce(News::Alias(to)).await?;
         let after = model(&mut write.tx, &to.model).await?;
         write.commit(after).await
     }
@@ -473,6 +479,7 @@ impl Store for Tables {
         }
         let kind = if number == 0 { EventKind::ModelUpdated } else { EventKind::VersionUpdated };
         write.record(Event { version: number, ..event(kind, name) }).await?;
+        write.announce(News::Tag(change)).await?;
         write.commit(()).await
     }
 
