@@ -29,6 +29,10 @@ pub struct Config {
     /// clients reach themselves, as `s3://bucket/prefix`.
     #[arg(long, env = "MODEL_REGISTRY_MLFLOW_ARTIFACT_ROOT", default_value = "mlflow-artifacts:")]
     pub mlflow_artifact_root: String,
+    /// Calls of MLflow's API served at the same time; more are refused with 429. They have SERVER_REQUEST_TIMEOUT to be
+    /// answered; a file may take longer, but not this long between two of its pieces.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_MAX_IN_FLIGHT", default_value = "256", value_parser = settings::positive)]
+    pub mlflow_max_in_flight: usize,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -88,6 +92,7 @@ impl Config {
             admin_listen: (Ipv4Addr::LOCALHOST, 9101).into(),
             mlflow_listen: None,
             mlflow_artifact_root: "mlflow-artifacts:".to_owned(),
+            mlflow_max_in_flight: 256,
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,

@@ -72,7 +72,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         let spool = config.database.data_dir.join("spool");
         let (artifacts, feed, courier) = (artifacts.clone(), feed.clone(), courier.clone());
         let mlflow = mlflow::Mlflow { store: store.clone(), artifacts, feed, courier, spool, artifact_root };
-        mlflow::serve(listener, mlflow, stop.clone()).await
+        let stack = mlflow::Stack::new(config.mlflow_max_in_flight, config.server.request_timeout);
+        mlflow::serve(listener, mlflow, stack, stop.clone()).await
     };
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
     let max_message_bytes = config.server.max_message_bytes;

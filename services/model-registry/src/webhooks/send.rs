@@ -175,6 +175,19 @@ mod tests {
         assert_eq!(signed, "v1,2xfvemeY81pkVQKMxemrq7wv7GcuUhl5dmPLCu9bjxM=");
     }
 
+    #[tokio::test]
+    async fn nothing_is_sent_to_what_is_private_under_any_name() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let sender = Sender::new(&WebhookConfig::default());
+        for host in ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0x7f000001"] {
+            let attempt = sender.send(&format!("http://{host}:{port}/"), None, Micros(0), "id", "{}").await;
+            assert!(matches!(&attempt, Attempt::Forbidden(problem) if problem == PRIVATE), "{host}: {attempt:?}");
+        }
+        assert!(listener.accept().is_err(), "nobody has called");
+    }
+
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777 - 90);

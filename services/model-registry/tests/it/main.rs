@@ -9,5 +9,8 @@ mod mlflow;
 mod process;
 mod publishing;
 mod requests;
+mod stack;
+mod uploads;
 mod watching;
+mod webhooks;
 mod world;

@@ -16,6 +16,11 @@ use crate::tracking::{
     Uses,
 };
 
+/// The tag that lists the models a run logged, by clients that know no logged models.
+const MODELS: &str = "mlflow.log-model.history";
+/// Longest such list, in bytes.
+const MAX_MODELS: usize = 1 << 20;
+
 /// The tag that is a run's name.
 const RUN_NAME: &str = "mlflow.runName";
 
@@ -167,6 +172,11 @@ impl Runs for Tables {
                 let sql = "UPDATE runs SET deleted = $1 WHERE id = $2";
                 query(sql).bind(i64::from(deletes)).bind(id).execute(&mut *tx).await?;
             }
+            RunChange::NoteModel(model) => {
+                must_be_active(&before)?;
+                let noted = models_noted(before.tags.get(MODELS).map(String::as_str), model)?;
+                set_tags(&mut tx, id, &[(MODELS.to_owned(), noted)]).await?;
+            }
             RunChange::DeleteTag(key) => {
                 must_be_active(&before)?;
                 let sql = "DELETE FROM run_tags WHERE run = $1 AND key = $2";
@@ -259,6 +269,22 @@ async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
 
 fn must_be(id: &str, state: &str) -> String {
     format!("The run {id} must be in the '{state}' state.")
+}
+
+/// The list of a run's models with one more.
+fn models_noted(before: Option<&str>, model: &serde_json::Value) -> Result<String> {
+    let mut models: Vec<serde_json::Value> = match before {
+        None => Vec::new(),
+        Some(list) => serde_json::from_str(list).map_err(|_| {
+            Error::Rejected(format!("The tag '{MODELS}' of the run is not a JSON list; delete it first"))
+        })?,
+    };
+    models.push(model.clone());
+    let noted = to_json(&models)?;
+    if noted.len() > MAX_MODELS {
+        return Err(Error::Rejected(format!("The tag '{MODELS}' of the run would exceed {MAX_MODELS} bytes")));
+    }
+    Ok(noted)
 }
 
 fn must_be_active(run: &Run) -> Result<()> {
