@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -25,10 +24,6 @@ use crate::store::Store;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
-/// Most of a refused upload that is still read, in bytes, and for how long.
-const SPILL_BYTES: usize = 64 << 20;
-const SPILL_TIME: Duration = Duration::from_secs(5);
-
 /// What the calls work on.
 pub(crate) struct Registry {
     pub(crate) store: Arc<dyn Store>,
@@ -47,23 +42,6 @@ impl Registry {
     fn changed<T>(&self, answer: T) -> Answer<T> {
         self.feed.wake();
         Ok(Response::new(answer))
-    }
-
-    /// Takes in one file.
-    async fn receive(
-        &self,
-        parts: &mut Streaming<api::UploadArtifactRequest>,
-    ) -> std::result::Result<Artifact, Status> {
-        let Some(Uploaded::Header(header)) = parts.message().await?.and_then(|message| message.part) else {
-            return Err(Error::invalid("INVALID_UPLOAD", "header", "must be the first message").into());
-        };
-        let (id, artifact) = convert::upload_header(header)?;
-        // Asked before the bytes come, so that nobody sends 64 GiB in vain; asked again when they are there.
-        self.store.version(&Reference::Number(id.clone())).await?.must_accept(&artifact)?;
-        let body = checked(uploaded(parts), artifact.clone(), Direction::In);
-        self.artifacts.keep(&artifact, body).await?;
-        self.store.add_artifact(Micros::now(), &id, &artifact).await?;
-        Ok(artifact)
     }
 }
 
@@ -108,11 +86,16 @@ impl ModelRegistryService for Registry {
         request: Request<Streaming<api::UploadArtifactRequest>>,
     ) -> Answer<api::UploadArtifactResponse> {
         let mut parts = request.into_inner();
-        let received = self.receive(&mut parts).await;
-        if received.is_err() {
-            spill(&mut parts).await;
-        }
-        self.changed(api::UploadArtifactResponse { artifact: Some(received?.into()) })
+        let Some(Uploaded::Header(header)) = parts.message().await?.and_then(|message| message.part) else {
+            return Err(Error::invalid("INVALID_UPLOAD", "header", "must be the first message").into());
+        };
+        let (id, artifact) = convert::upload_header(header)?;
+        // Asked before the bytes come, so that nobody sends 64 GiB in vain; asked again when they are there.
+        self.store.version(&Reference::Number(id.clone())).await?.must_accept(&artifact)?;
+        let body = checked(uploaded(parts), artifact.clone(), Direction::In);
+        self.artifacts.keep(&artifact, body).await?;
+        self.store.add_artifact(Micros::now(), &id, &artifact).await?;
+        self.changed(api::UploadArtifactResponse { artifact: Some(artifact.into()) })
     }
 
     async fn finalize_version(
@@ -228,28 +211,9 @@ pub(crate) fn page<T, P: From<T>>(mut found: Vec<T>, size: u32, key: impl Fn(&T)
     (found.into_iter().map(P::from).collect(), next)
 }
 
-/// Reads what is left of an upload that is refused, within bounds, and forgets it.
-///
-/// A client in the middle of sending that gets an answer and a reset of its stream may take the reset for the answer: it
-/// then knows that the upload failed, but not why. One that sends more than these bounds still may.
-async fn spill(parts: &mut Streaming<api::UploadArtifactRequest>) {
-    let read = async {
-        let mut left = SPILL_BYTES;
-        while let Ok(Some(message)) = parts.message().await {
-            let Some(Uploaded::Chunk(bytes)) = message.part else { continue };
-            match left.checked_sub(bytes.len()) {
-                Some(rest) => left = rest,
-                None => return,
-            }
-        }
-    };
-    // Out of time is out of bytes.
-    let _ = tokio::time::timeout(SPILL_TIME, read).await;
-}
-
 /// The bytes of an upload, after its header.
-fn uploaded(parts: &mut Streaming<api::UploadArtifactRequest>) -> Body<'_> {
-    let chunks = stream::try_unfold(parts, |parts| async move {
+fn uploaded(parts: Streaming<api::UploadArtifactRequest>) -> Body<'static> {
+    let chunks = stream::try_unfold(parts, |mut parts| async move {
         let message = parts.message().await.map_err(|status| Error::BrokenOff(Box::new(status)))?;
         match message.map(|message| message.part) {
             None => Ok(None),

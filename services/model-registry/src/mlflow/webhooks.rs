@@ -64,7 +64,7 @@ fn status(fields: &Fields) -> Result<Option<Status>, Refusal> {
 }
 
 fn topic(event: &Fields, at: &str) -> Result<Topic, Refusal> {
-    let part = |name: &str| Ok::<_, Refusal>(given(event, name)?.ok_or_else(|| missing(&format!("{at}.{name}")))?);
+    let part = |name: &str| given(event, name)?.ok_or_else(|| missing(&format!("{at}.{name}")));
     let (entity, action) = (part("entity")?.to_ascii_lowercase(), part("action")?.to_ascii_lowercase());
     Topic::find(&entity, &action).ok_or_else(|| {
         let valid = Topic::ALL.iter().filter(|topic| topic.parts().0 == entity).map(|topic| topic.parts().1);
