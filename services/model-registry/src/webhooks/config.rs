@@ -17,10 +17,10 @@ pub struct WebhookConfig {
     /// registry call what only it can reach
     #[arg(long, env = "MODEL_REGISTRY_WEBHOOK_PRIVATE_ADDRESSES")]
     pub webhook_private_addresses: bool,
-    /// Key that encrypts the secrets of webhooks in the database: 32 bytes in base64, as `openssl rand -base64 32` makes them.
+    /// Key that encrypts what webhooks are signed with in the database: 32 bytes in base64, as `openssl rand -base64 32` makes them.
     /// Without it they are stored as they are
-    #[arg(long, env = "MODEL_REGISTRY_WEBHOOK_SECRET_KEY", hide_env_values = true)]
-    pub webhook_secret_key: Option<Key>,
+    #[arg(long, env = "MODEL_REGISTRY_WEBHOOK_KEY", hide_env_values = true)]
+    pub webhook_key: Option<Key>,
     /// Time in which a receiver must have answered one attempt
     #[arg(long, env = "MODEL_REGISTRY_WEBHOOK_TIMEOUT", default_value = "30s", value_parser = settings::positive_duration)]
     pub webhook_timeout: Duration,
@@ -40,7 +40,7 @@ impl Default for WebhookConfig {
         Self {
             webhook_schemes: vec![Scheme::Https],
             webhook_private_addresses: false,
-            webhook_secret_key: None,
+            webhook_key: None,
             webhook_timeout: Duration::from_secs(30),
             webhook_retries: 8,
             webhook_workers: 10,

@@ -51,7 +51,7 @@ impl Courier {
         Ok(Self {
             store,
             rules: Rules::new(config),
-            seal: Seal::new(config.webhook_secret_key.as_ref())?,
+            seal: Seal::new(config.webhook_key.as_ref())?,
             sender: Sender::new(config),
             config: config.clone(),
         })

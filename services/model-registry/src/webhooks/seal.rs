@@ -60,9 +60,8 @@ impl Seal {
         if let Some(plain) = sealed.strip_prefix(PLAIN) {
             return Ok(Secret(plain.to_owned()));
         }
-        let key =
-            self.0.as_ref().context("the secret is encrypted, and MODEL_REGISTRY_WEBHOOK_SECRET_KEY is not set")?;
-        let wrong = "the secret was encrypted under another MODEL_REGISTRY_WEBHOOK_SECRET_KEY; set it anew";
+        let key = self.0.as_ref().context("the secret is encrypted, and MODEL_REGISTRY_WEBHOOK_KEY is not set")?;
+        let wrong = "the secret was encrypted under another MODEL_REGISTRY_WEBHOOK_KEY; set it anew";
         let mut bytes =
             sealed.strip_prefix(ENCRYPTED).and_then(|text| STANDARD_NO_PAD.decode(text).ok()).context(wrong)?;
         let (nonce, text) = bytes.split_first_chunk_mut::<NONCE_LEN>().context(wrong)?;

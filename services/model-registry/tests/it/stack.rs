@@ -12,7 +12,7 @@ use verdict_testkit::process::Child;
 
 use crate::world::{PATIENCE, World, local};
 
-async fn start(data: &Path, settings: &[(&'static str, &str)]) -> (Child, SocketAddr) {
+async fn start(data: &Path, settings: &[(&'static str, &str)]) -> (Child, SocketAddr, SocketAddr) {
     let (admin, mlflow) = (local(), local());
     let mut env = vec![
         ("MODEL_REGISTRY_LISTEN", local().to_string()),
@@ -24,7 +24,7 @@ async fn start(data: &Path, settings: &[(&'static str, &str)]) -> (Child, Socket
     env.extend(settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
     let mut child = Child::spawn(Path::new(env!("CARGO_BIN_EXE_model-registry")), &["serve"], env);
     child.wait_ready(admin, PATIENCE).await;
-    (child, mlflow)
+    (child, mlflow, admin)
 }
 
 /// Sends a request as it stands and reads the answer, head and all, until the connection ends.
@@ -41,7 +41,7 @@ const SEARCH: &str = "GET /api/2.0/mlflow/registered-models/search HTTP/1.0\r\n\
 #[tokio::test(flavor = "multi_thread")]
 async fn more_calls_than_allowed_are_refused_and_may_come_again() {
     let data = tempfile::tempdir().unwrap();
-    let (mut child, mlflow) = start(data.path(), &[("MODEL_REGISTRY_MLFLOW_MAX_IN_FLIGHT", "2")]).await;
+    let (mut child, mlflow, admin) = start(data.path(), &[("MODEL_REGISTRY_MLFLOW_MAX_IN_FLIGHT", "2")]).await;
     let mut slow = Vec::new();
     for name in ["a", "b"] {
         let mut stream = TcpStream::connect(mlflow).await.unwrap();
@@ -51,14 +51,12 @@ async fn more_calls_than_allowed_are_refused_and_may_come_again() {
         slow.push(stream);
     }
     let until = Instant::now() + PATIENCE;
-    let refused = loop {
-        let answer = exchange(mlflow, SEARCH).await;
-        if answer.starts_with("HTTP/1.0 429") {
-            break answer.to_ascii_lowercase();
-        }
-        assert!(Instant::now() < until, "{answer}");
+    while !get(admin, "/metrics").await.unwrap().1.contains("requests_in_flight{service=\"mlflow\"} 2") {
+        assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(10)).await;
-    };
+    }
+    let refused = exchange(mlflow, SEARCH).await.to_ascii_lowercase();
+    assert!(refused.starts_with("http/1.0 429"), "{refused}");
     assert!(refused.contains("retry-after: 1\r\n") && refused.contains("\"request_limit_exceeded\""), "{refused}");
     assert_eq!(get(mlflow, "/health").await.unwrap().0, 200, "whether it lives can be asked all the same");
     let (status, _) = send(mlflow, "POST", "/api/2.0/mlflow/runs/log-batch", &vec![b' '; 900 << 10]).await.unwrap();
@@ -80,7 +78,7 @@ async fn more_calls_than_allowed_are_refused_and_may_come_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_has_its_time_and_a_file_may_take_longer_while_it_moves() {
     let data = tempfile::tempdir().unwrap();
-    let (mut child, mlflow) = start(data.path(), &[("SERVER_REQUEST_TIMEOUT", "1s")]).await;
+    let (mut child, mlflow, _) = start(data.path(), &[("SERVER_REQUEST_TIMEOUT", "1s")]).await;
     // A body that never comes.
     let late = exchange(mlflow, "POST /api/2.0/mlflow/runs/create HTTP/1.0\r\nContent-Length: 10\r\n\r\n{").await;
     assert!(late.starts_with("HTTP/1.0 504") && late.contains("\"DEADLINE_EXCEEDED\""), "{late}");
@@ -104,7 +102,7 @@ async fn a_call_has_its_time_and_a_file_may_take_longer_while_it_moves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_goes_on_in_its_caller_s_trace() {
     let data = tempfile::tempdir().unwrap();
-    let (mut child, mlflow) = start(data.path(), &[]).await;
+    let (mut child, mlflow, _) = start(data.path(), &[]).await;
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let request = format!(
         "GET /api/2.0/mlflow/runs/get?run_id=none HTTP/1.0\r\ntraceparent: 00-{trace}-b7ad6b7169203331-01\r\n\

@@ -482,7 +482,7 @@ async fn start(data: &Path, mlflow: SocketAddr) -> Child {
         ("MODEL_REGISTRY_DATA_DIR", data.display().to_string()),
         ("MODEL_REGISTRY_WEBHOOK_SCHEMES", "http".to_owned()),
         ("MODEL_REGISTRY_WEBHOOK_PRIVATE_ADDRESSES", "true".to_owned()),
-        ("MODEL_REGISTRY_WEBHOOK_SECRET_KEY", "d".repeat(42) + "A="),
+        ("MODEL_REGISTRY_WEBHOOK_KEY", "d".repeat(42) + "A="),
         ("RUST_LOG", "trace,h2=info,hyper=trace".to_owned()),
     ];
     let mut child = Child::spawn(Path::new(env!("CARGO_BIN_EXE_model-registry")), &["serve"], env);

@@ -109,7 +109,7 @@ impl World {
             ("MODEL_REGISTRY_DATA_DIR", data.path().display().to_string()),
             ("MODEL_REGISTRY_WEBHOOK_SCHEMES", "https,http".to_owned()),
             ("MODEL_REGISTRY_WEBHOOK_PRIVATE_ADDRESSES", "true".to_owned()),
-            ("MODEL_REGISTRY_WEBHOOK_SECRET_KEY", "c".repeat(42) + "A="),
+            ("MODEL_REGISTRY_WEBHOOK_KEY", "c".repeat(42) + "A="),
             ("DATABASE_URL", database.clone()),
             ("ARTIFACT_STORE", target.url()),
         ];

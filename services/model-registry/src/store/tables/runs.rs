@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, query};
+use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
@@ -174,7 +174,12 @@ impl Runs for Tables {
             }
             RunChange::NoteModel(model) => {
                 must_be_active(&before)?;
-                let noted = models_noted(before.tags.get(MODELS).map(String::as_str), model)?;
+                let noted: Option<String> = query_scalar("SELECT value FROM run_tags WHERE run = $1 AND key = $2")
+                    .bind(id)
+                    .bind(MODELS)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                let noted = models_noted(noted.as_deref(), model)?;
                 set_tags(&mut tx, id, &[(MODELS.to_owned(), noted)]).await?;
             }
             RunChange::DeleteTag(key) => {
