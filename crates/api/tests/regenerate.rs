@@ -11,6 +11,7 @@ const PROTOS: &[&str] = &[
     "verdict/registry/v1/tracking.proto",
     "verdict/registry/v1/evaluation.proto",
     "verdict/registry/v1/traces.proto",
+    "verdict/registry/v1/webhooks.proto",
     "verdict/predict/v1/predict.proto",
     "verdict/predict/v1/decision.proto",
     "verdict/rag/v1/rag.proto",

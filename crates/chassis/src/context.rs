@@ -81,7 +81,7 @@ pub(crate) fn enter<R>(context: &RequestContext, work: impl FnOnce() -> R) -> R 
 }
 
 /// Takes the caller's request id if it is 1 to 128 visible ASCII characters, else makes one.
-pub(crate) fn request_id(headers: &HeaderMap) -> String {
+pub fn request_id(headers: &HeaderMap) -> String {
     headers
         .get(REQUEST_ID)
         .and_then(|value| value.to_str().ok())
@@ -116,7 +116,8 @@ pub(crate) fn write(context: &RequestContext, headers: &mut HeaderMap) {
     }
 }
 
-pub(crate) fn write_request_id(id: &str, headers: &mut HeaderMap) {
+/// Names the call in the headers of its answer.
+pub fn write_request_id(id: &str, headers: &mut HeaderMap) {
     if let Ok(value) = HeaderValue::from_str(id) {
         headers.insert(REQUEST_ID, value);
     }

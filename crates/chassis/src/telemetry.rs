@@ -168,6 +168,15 @@ fn provider(service: &'static str, config: &TelemetryConfig, delay: Duration) ->
     Ok(builder.with_span_processor(batches).build())
 }
 
+/// Makes `span` a part of the caller's trace, and records its `trace_id` where the span has such a field.
+pub fn continue_trace(span: &Span, headers: &HeaderMap) {
+    // Fails only where telemetry isn't installed; there is nothing to continue then.
+    let _ = span.set_parent(extract(headers));
+    if let Some(trace_id) = trace_id(span) {
+        span.record("trace_id", trace_id);
+    }
+}
+
 pub(crate) fn trace_id(span: &Span) -> Option<String> {
     let context = span.context();
     let context = context.span().span_context().clone();
@@ -175,7 +184,7 @@ pub(crate) fn trace_id(span: &Span) -> Option<String> {
 }
 
 /// Reads the caller's trace context.
-pub(crate) fn extract(headers: &HeaderMap) -> Context {
+fn extract(headers: &HeaderMap) -> Context {
     global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)))
 }
 

@@ -34,7 +34,7 @@ pub struct Entry {
     pub caller: String,
     /// What happened: `alias.set`, `version.finalize`, ….
     pub action: String,
-    /// What it happened to: `models/NAME`, `models/NAME/versions/NUMBER`, `models/NAME/aliases/ALIAS`.
+    /// What it happened to: `models/NAME`, `models/NAME/versions/NUMBER`, `models/NAME/aliases/ALIAS`, `webhooks/ID`.
     pub resource: String,
     /// What changed, as it was: JSON.
     pub before: Option<String>,
@@ -113,6 +113,11 @@ pub fn version_resource(model: &ModelName, number: i64) -> String {
 /// The name of an alias in the log.
 pub fn alias_resource(model: &ModelName, alias: &str) -> String {
     format!("models/{model}/aliases/{alias}")
+}
+
+/// The name of a webhook in the log.
+pub fn webhook_resource(id: &str) -> String {
+    format!("webhooks/{id}")
 }
 
 /// Which entries are asked for.

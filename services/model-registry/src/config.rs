@@ -11,6 +11,8 @@ use verdict_chassis::server::ServerConfig;
 use verdict_chassis::settings;
 use verdict_chassis::telemetry::TelemetryConfig;
 
+use crate::webhooks::WebhookConfig;
+
 /// Settings of `model-registry serve`.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Config {
@@ -34,6 +36,10 @@ pub struct Config {
     /// The deployments server that MLflow's web page asks through the registry, as `http://gateway:7000`.
     #[arg(long, env = "MODEL_REGISTRY_MLFLOW_DEPLOYMENTS_TARGET", value_parser = http_url)]
     pub mlflow_deployments_target: Option<Url>,
+    /// Calls of MLflow's API served at the same time; more are refused with 429. They have SERVER_REQUEST_TIMEOUT to be
+    /// answered; a file may take longer, but not this long between two of its pieces.
+    #[arg(long, env = "MODEL_REGISTRY_MLFLOW_MAX_IN_FLIGHT", default_value = "256", value_parser = settings::positive)]
+    pub mlflow_max_in_flight: usize,
     #[command(flatten)]
     pub database: DatabaseConfig,
     /// Leave the tables of PostgreSQL as they are; `model-registry migrate` has brought them up to date.
@@ -44,6 +50,8 @@ pub struct Config {
     /// Time between heartbeats of a silent watch; at most 30 s.
     #[arg(long, env = "MODEL_REGISTRY_WATCH_HEARTBEAT", default_value = "15s", value_parser = heartbeat)]
     pub watch_heartbeat: Duration,
+    #[command(flatten)]
+    pub webhooks: WebhookConfig,
     #[command(flatten)]
     pub server: ServerConfig,
     #[command(flatten)]
@@ -93,6 +101,7 @@ impl Config {
             mlflow_artifact_root: "mlflow-artifacts:".to_owned(),
             mlflow_direct_transfers: false,
             mlflow_deployments_target: None,
+            mlflow_max_in_flight: 256,
             database: DatabaseConfig {
                 data_dir: dir.as_ref().to_owned(),
                 database_url: None,
@@ -101,6 +110,7 @@ impl Config {
             no_migrate: false,
             artifacts: ArtifactConfig { artifact_store: None, s3_endpoint: None },
             watch_heartbeat: Duration::from_secs(15),
+            webhooks: WebhookConfig::default(),
             server: ServerConfig::default(),
             telemetry: TelemetryConfig::default(),
         }

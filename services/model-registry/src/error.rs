@@ -59,6 +59,7 @@ pub enum Entity {
         trace: String,
         key: String,
     },
+    Webhook(String),
 }
 
 impl Entity {
@@ -76,6 +77,7 @@ impl Entity {
             Self::Scorer { .. } => "scorer",
             Self::Trace(_) => "trace",
             Self::Assessment { .. } => "assessment",
+            Self::Webhook(_) => "webhook",
         }
     }
 
@@ -90,12 +92,14 @@ impl Entity {
             Self::TraceTag { trace, key } => format!("{trace}#{key}"),
             Self::Assessment { trace, id } => format!("{trace}/{id}"),
             Self::Trace(id) => id.clone(),
-            Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
-                name.clone()
-            }
             Self::EvaluationDataset(id) => id.clone(),
             Self::Scorer { experiment, name, version: None } => format!("{experiment}/{name}"),
             Self::Scorer { experiment, name, version: Some(version) } => format!("{experiment}/{name}/{version}"),
+            Self::Experiment(name)
+            | Self::ExperimentNamed(name)
+            | Self::Run(name)
+            | Self::LoggedModel(name)
+            | Self::Webhook(name) => name.clone(),
         }
     }
 
@@ -115,6 +119,7 @@ impl Entity {
             Self::Scorer { .. } => "SCORER_NOT_FOUND",
             Self::Trace(_) => "TRACE_NOT_FOUND",
             Self::Assessment { .. } => "ASSESSMENT_NOT_FOUND",
+            Self::Webhook(_) => "WEBHOOK_NOT_FOUND",
         }
     }
 }

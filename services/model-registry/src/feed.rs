@@ -51,6 +51,11 @@ impl Feed {
         Ok(feed)
     }
 
+    /// The sequence of the newest event known here, as it grows.
+    pub(crate) fn end(&self) -> watch::Receiver<i64> {
+        self.end.subscribe()
+    }
+
     /// Says that something was written here, so that watches need not wait for the next poll.
     pub(crate) fn wake(&self) {
         self.written.notify_one();

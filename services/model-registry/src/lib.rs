@@ -5,6 +5,7 @@
 //! - `import` copies what another MLflow server keeps.
 //! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `evaluation` what
 //!   these are judged by, `search` their filters.
+//! - `webhooks` tells others of changes, over HTTP.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
 use std::sync::Arc;
@@ -14,13 +15,14 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
     audit_service_server, evaluation_service_server, lineage_service_server, model_registry_service_server,
-    protection_service_server, trace_service_server, tracking_service_server,
+    protection_service_server, trace_service_server, tracking_service_server, webhook_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
 use crate::artifacts::spool::Spool;
 use crate::tracking::{Location, Millis};
+use crate::webhooks::Courier;
 
 pub mod artifacts;
 pub mod audit;
@@ -42,11 +44,12 @@ pub mod publish;
 pub mod search;
 pub mod store;
 pub mod tracking;
+pub mod webhooks;
 
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 7] = [
+pub const SERVICES: [&str; 8] = [
     model_registry_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
     evaluation_service_server::SERVICE_NAME,
@@ -54,6 +57,7 @@ pub const SERVICES: [&str; 7] = [
     protection_service_server::SERVICE_NAME,
     trace_service_server::SERVICE_NAME,
     tracking_service_server::SERVICE_NAME,
+    webhook_service_server::SERVICE_NAME,
 ];
 
 /// Serves the registry on `listeners` until `stop`, then drains.
@@ -82,24 +86,38 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     for service in SERVICES {
         health.set(service, true, "the database answers");
     }
+    let courier = Arc::new(Courier::new(store.clone(), &config.webhooks)?);
+    let deliveries = tokio::spawn(courier.clone().run(feed.clone(), stop.clone()));
     let probe = tokio::spawn(probe::run(store.clone(), health.clone(), stop.clone()));
     let rest = async {
         let Some(listener) = mlflow else { return Ok(()) };
         let spool = config.database.data_dir.join("spool");
-        let (artifacts, feed) = (artifacts.clone(), feed.clone());
-        let mlflow =
-            mlflow::Mlflow { store: store.clone(), artifacts, feed, spool, artifact_root, direct_transfers, gateway };
-        mlflow::serve(listener, mlflow, stop.clone()).await
+        let (artifacts, feed, courier) = (artifacts.clone(), feed.clone(), courier.clone());
+        let mlflow = mlflow::Mlflow {
+            store: store.clone(),
+            artifacts,
+            feed,
+            courier,
+            spool,
+            artifact_root,
+            direct_transfers,
+            gateway,
+        };
+        let stack = mlflow::Stack::new(config.mlflow_max_in_flight, config.server.request_timeout);
+        mlflow::serve(listener, mlflow, stack, stop.clone()).await
     };
     let spool = Spool::open(config.database.data_dir.join("spool/uploads")).await.with_context(|| {
         let dir = config.database.data_dir.display();
         format!("DATA_DIR: cannot keep uploads under way in {dir}/spool/uploads")
     })?;
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
-    let routes = grpc::routes(registry, &config.mlflow_artifact_root, config.server.max_message_bytes);
+    let max_message_bytes = config.server.max_message_bytes;
+    let routes = grpc::routes(registry, &config.mlflow_artifact_root, max_message_bytes)
+        .add_service(webhooks::grpc::server(courier.clone(), max_message_bytes));
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);
     probe.abort();
     served?;
+    deliveries.await?;
     Ok(())
 }

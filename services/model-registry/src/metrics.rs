@@ -11,9 +11,13 @@ pub const DATABASE_UP: &str = "model_registry_database_up";
 /// Sequence of the newest event.
 pub const LOG_SEQUENCE: &str = "model_registry_log_sequence";
 
+/// Attempts to deliver to webhooks, by `outcome`: delivered, retried, failed.
+pub const WEBHOOK_ATTEMPTS: &str = "model_registry_webhook_attempts_total";
+
 /// Gives the metrics their help and units.
 pub fn describe() {
     describe_counter!(ARTIFACT_BYTES, Unit::Bytes, "Bytes of model files uploaded and downloaded");
+    describe_counter!(WEBHOOK_ATTEMPTS, Unit::Count, "Attempts to deliver to webhooks");
     describe_gauge!(WATCHES, Unit::Count, "Open watches");
     describe_gauge!(DATABASE_UP, Unit::Count, "Whether the database answers");
     describe_gauge!(LOG_SEQUENCE, Unit::Count, "Sequence of the newest event");

@@ -15,7 +15,6 @@ use tonic::{Code, Status};
 use tower::Service;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, error_span, info};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::context::{self, RequestContext};
 use crate::metrics::{CALL_DURATION, IN_FLIGHT};
@@ -185,11 +184,7 @@ fn span(method: &Method, request_id: &str, request: &Request<Body>) -> Span {
     let span = error_span!(parent: None, "grpc", otel.name = &*method.name, otel.kind = "server", rpc.system = "grpc",
         rpc.service = &*method.service, rpc.method = &*method.method, request_id, trace_id = Empty,
         rpc.grpc.status_code = Empty, otel.status_code = Empty);
-    // Fails only where telemetry isn't installed; there is nothing to continue then.
-    let _ = span.set_parent(telemetry::extract(request.headers()));
-    if let Some(trace_id) = telemetry::trace_id(&span) {
-        span.record("trace_id", trace_id);
-    }
+    telemetry::continue_trace(&span, request.headers());
     span
 }
 

@@ -262,7 +262,7 @@ impl ModelRegistryService for Registry {
 }
 
 /// Cuts what was found to one page; `found` holds one more where there is a next page.
-fn page_of<T, P: From<T>>(mut found: Vec<T>, size: u32, key: impl Fn(&T) -> String) -> (Vec<P>, String) {
+pub(crate) fn page_of<T, P: From<T>>(mut found: Vec<T>, size: u32, key: impl Fn(&T) -> String) -> (Vec<P>, String) {
     let size = size as usize;
     let mut next = String::new();
     if found.len() > size {

@@ -1,22 +1,23 @@
 //! MLflow's REST API over the same store: what the ordinary `mlflow` client speaks.
 //!
-//! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it.
+//! - `request` reads parameters, `answer` writes entities, `refusal` writes errors: JSON as MLflow's clients know it;
+//!   `stack` is around every call: limit, deadline, panics, span, metrics.
 //! - One module per area: `experiments`, `runs`, `metrics`, `logged_models`, `registered`, `artifacts`, `datasets`,
-//!   `scorers`, `promptlab`, `gateway`, `traces`; spans come through `otlp`; `graphql` asks some of them under other names.
+//!   `scorers`, `promptlab`, `gateway`, `traces`, `webhooks`; spans come through `otlp`; `graphql` asks some of them under other names.
 //!
 //! Every path is served below `/api` and `/ajax-api`, in the versions its clients ask for. What of MLflow's API is not
 //! served answers 501, so that nobody takes it for an empty store.
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::uri::PathAndQuery;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use axum::middleware::{self, Next};
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router, ServiceExt};
@@ -24,12 +25,11 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Layer;
-use verdict_chassis::context::{self, RequestContext};
-use verdict_chassis::metrics::CALL_DURATION;
 
 use crate::artifacts::ArtifactStore;
 use crate::feed::Feed;
 use crate::store::Everything;
+use crate::webhooks::Courier;
 
 mod answer;
 mod artifacts;
@@ -46,11 +46,14 @@ mod registered;
 mod request;
 mod runs;
 mod scorers;
+mod stack;
 mod traces;
 mod transfers;
+mod webhooks;
 
 pub(crate) use gateway::Gateway;
 use refusal::Refusal;
+pub(crate) use stack::Stack;
 
 type Answer = Result<Response, Refusal>;
 
@@ -67,6 +70,7 @@ pub(crate) struct Mlflow {
     pub(crate) store: Arc<dyn Everything>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
     pub(crate) feed: Arc<Feed>,
+    pub(crate) courier: Arc<Courier>,
     /// Where files are while they come in.
     pub(crate) spool: PathBuf,
     /// Below which experiments keep their files unless they say otherwise.
@@ -78,14 +82,19 @@ pub(crate) struct Mlflow {
 }
 
 /// Serves the API on `listener` until `stop`, then lets calls in flight end for a while.
-pub(crate) async fn serve(listener: TcpListener, mlflow: Mlflow, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    mlflow: Mlflow,
+    stack: Arc<Stack>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     tokio::fs::create_dir_all(&mlflow.spool)
         .await
         .with_context(|| format!("cannot make {}", mlflow.spool.display()))?;
     let address = listener.local_addr()?;
     tracing::info!(listen = %address, "serving MLflow's API on {address}");
     // MLflow's clients join URLs carelessly: `//` at the beginning of a path is `/`.
-    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow)?);
+    let router = tower::util::MapRequestLayer::new(one_leading_slash).layer(router(mlflow, stack)?);
     let router = ServiceExt::<Request>::into_make_service(router);
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     let overdue = async {
@@ -109,7 +118,7 @@ fn one_leading_slash(mut request: Request) -> Request {
     request
 }
 
-fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
+fn router(mlflow: Mlflow, stack: Arc<Stack>) -> anyhow::Result<Router> {
     let areas = || {
         Router::new()
             .merge(experiments::routes())
@@ -124,6 +133,7 @@ fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
             .merge(promptlab::routes())
             .merge(gateway::routes())
             .merge(traces::routes())
+            .merge(webhooks::routes())
             .route("/mlflow/server-info", get(server_info))
             .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
     };
@@ -138,7 +148,7 @@ fn router(mlflow: Mlflow) -> anyhow::Result<Router> {
             router = router.nest(&format!("{root}/{version}"), areas());
         }
     }
-    Ok(router.fallback(not_served).layer(middleware::from_fn(measured)).with_state(mlflow))
+    Ok(router.fallback(not_served).layer(from_fn_with_state(stack, stack::around)).with_state(mlflow))
 }
 
 async fn server_info(State(mlflow): State<Mlflow>) -> Json<serde_json::Value> {
@@ -173,23 +183,4 @@ async fn not_served(method: Method, uri: Uri, body: Body) -> Response {
     }
     Refusal::new(StatusCode::NOT_FOUND, "ENDPOINT_NOT_FOUND", format!("{method} {path} is not a path of MLflow's API"))
         .into_response()
-}
-
-/// Measures a call, and forbids browsers to guess what an answer is.
-async fn measured(request: Request, next: Next) -> Response {
-    let path = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str);
-    // Whatever else a stranger sends is one method, so that nobody can make series without end.
-    let known = [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
-    let verb = if known.contains(request.method()) { request.method().as_str() } else { "OTHER" };
-    let method = format!("{verb} {path}");
-    let began = Instant::now();
-    let context = RequestContext::from_headers(request.headers(), None);
-    let mut response = context::scope(context, next.run(request)).await;
-    let code = response.status().as_u16().to_string();
-    let labels = [("service", "mlflow".to_owned()), ("method", method), ("code", code)];
-    ::metrics::histogram!(CALL_DURATION, &labels).record(began.elapsed().as_secs_f64());
-    let headers = response.headers_mut();
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(HeaderName::from_static("x-frame-options"), HeaderValue::from_static("SAMEORIGIN"));
-    response
 }

@@ -77,6 +77,7 @@ impl From<Entity> for Refusal {
             Entity::TraceTag { trace, key } => {
                 format!("No trace tag with key '{key}' for trace with ID '{trace}'")
             }
+            Entity::Webhook(id) => format!("Webhook with ID {id} not found."),
         })
     }
 }

@@ -15,11 +15,10 @@ use crate::names::{AliasName, ModelName, Reference, VersionId};
 use crate::search::Subject;
 use crate::store::Call;
 use crate::tracking::{LoggedModelChange, Millis, PROXY, Search, View, limits};
+use crate::webhooks::IS_PROMPT;
 
 /// Where a version's own files are read, whatever has become of its source.
 pub(super) const VERSIONS: &str = "versions";
-/// Marks a registered model, or a version, that is a prompt.
-const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
 
 /// The tag of a logged model that lists its registered versions.
 const MODEL_VERSIONS: &str = "mlflow.modelVersions";

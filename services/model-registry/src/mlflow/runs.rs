@@ -27,6 +27,7 @@ pub(super) fn routes() -> Router<Mlflow> {
         .route("/mlflow/runs/set-tag", post(set_tag))
         .route("/mlflow/runs/delete-tag", post(delete_tag))
         .route("/mlflow/runs/log-batch", post(log_batch))
+        .route("/mlflow/runs/log-model", post(log_model))
         .route("/mlflow/runs/log-inputs", post(log_inputs))
         .route("/mlflow/runs/outputs", post(log_outputs))
         .route("/mlflow/experiments/search-datasets", post(search_datasets))
@@ -164,6 +165,31 @@ async fn log_batch(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     };
     limits::batch(&batch)?;
     log(&mlflow, &run, batch).await
+}
+
+/// What clients before 3.0 say of a model they have put beside their run: kept in one of the run's tags, in which they
+/// look for it.
+async fn log_model(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+    let text = fields.required("model_json")?;
+    let Ok(Value::Object(mut model)) = serde_json::from_str(&text) else {
+        let mut shown = text;
+        shown.truncate(shown.floor_char_boundary(1000));
+        return Err(Refusal::invalid(format!("Malformed model info. \n {shown} \n is not a valid JSON.")));
+    };
+    let needed = ["artifact_path", "flavors", "utc_time_created", "run_id"];
+    let lacking: Vec<_> = needed.into_iter().filter(|name| !model.contains_key(*name)).collect();
+    if !lacking.is_empty() {
+        let lacking = lacking.join("', '");
+        return Err(Refusal::invalid(format!("Model json is missing mandatory fields: {{'{lacking}'}}")));
+    }
+    model.retain(|name, _| needed.contains(&name.as_str()) || name == "model_uuid");
+    let Some(flavors) = model.get_mut("flavors").and_then(Value::as_object_mut) else {
+        return Err(Refusal::invalid("Model json has 'flavors' that are not an object"));
+    };
+    for flavor in flavors.values_mut().filter_map(Value::as_object_mut) {
+        flavor.remove("config");
+    }
+    change(&mlflow, &fields, RunChange::NoteModel(Value::Object(model))).await
 }
 
 async fn log_inputs(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {

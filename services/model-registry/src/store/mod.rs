@@ -23,6 +23,7 @@ use crate::protection::Protection;
 use crate::tracking::import::Imports;
 use crate::tracking::traces::{Assessments, Traces};
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
+use crate::webhooks::Webhooks;
 
 pub mod postgres;
 pub(crate) mod rows;
@@ -119,6 +120,7 @@ pub trait Everything:
     + Scorers
     + Traces
     + Assessments
+    + Webhooks
 {
 }
 
@@ -137,6 +139,7 @@ impl<T> Everything for T where
         + Scorers
         + Traces
         + Assessments
+        + Webhooks
 {
 }
 

@@ -51,6 +51,11 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
     let writer =
         SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(context)?;
     sqlx::migrate!("migrations/sqlite").run(&writer).await.with_context(context)?;
+    // The process that had taken these on is this one's predecessor: it has ended.
+    sqlx::query("UPDATE webhooks SET lease_until = 0 WHERE lease_until <> 0")
+        .execute(&writer)
+        .await
+        .with_context(context)?;
     let reader = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await.with_context(context)?;
     Ok(SqliteStore::new(writer, reader))
 }

@@ -149,10 +149,16 @@ pub struct RunDraft {
 /// What changes about a run itself.
 #[derive(Clone, Debug)]
 pub enum RunChange {
-    Update { status: Option<RunStatus>, end_time: Option<Millis>, name: Option<String> },
+    Update {
+        status: Option<RunStatus>,
+        end_time: Option<Millis>,
+        name: Option<String>,
+    },
     Delete,
     Restore,
     DeleteTag(String),
+    /// Adds what a 2.x client says of a model to the list that is one of the run's tags.
+    NoteModel(serde_json::Value),
 }
 
 /// One value of a metric.

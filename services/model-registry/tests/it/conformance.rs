@@ -156,7 +156,7 @@ async fn a_file_is_there_whole_or_not_at_all(world: &World) {
             (verdict_api::registry::Artifact { sha256: other, ..announced.clone() }, &bytes[..], "CHECKSUM_MISMATCH"),
         ] {
             let refused = world.send(parts("m", 1, said, sent)).await;
-            assert_eq!(refused.as_ref().unwrap_err().code(), Code::DataLoss);
+            assert_eq!(refused.as_ref().unwrap_err().code(), Code::DataLoss, "{refused:?}");
             assert_eq!(reason(refused), wanted);
             assert!(world.get("m", 1).await.unwrap().artifacts.is_empty());
         }

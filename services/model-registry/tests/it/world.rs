@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::primitives::ByteStream;
 use model_registry::artifacts::s3;
+use model_registry::webhooks::{Scheme, WebhookConfig};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -65,8 +66,13 @@ impl World {
     pub(crate) async fn embedded() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mlflow = local();
-        let config =
-            model_registry::Config { mlflow_listen: Some(mlflow), ..model_registry::Config::in_dir(dir.path()) };
+        let webhooks = WebhookConfig {
+            webhook_schemes: vec![Scheme::Https, Scheme::Http],
+            webhook_private_addresses: true,
+            ..WebhookConfig::default()
+        };
+        let in_dir = model_registry::Config::in_dir(dir.path());
+        let config = model_registry::Config { mlflow_listen: Some(mlflow), webhooks, ..in_dir };
         let (listeners, stop) = (Listeners::loopback().await.unwrap(), CancellationToken::new());
         let address = listeners.grpc_addr();
         let blobs = Blobs::Directory(dir.path().join("artifacts"));
@@ -101,6 +107,9 @@ impl World {
             ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
             ("MODEL_REGISTRY_MLFLOW_LISTEN", mlflow.to_string()),
             ("MODEL_REGISTRY_DATA_DIR", data.path().display().to_string()),
+            ("MODEL_REGISTRY_WEBHOOK_SCHEMES", "https,http".to_owned()),
+            ("MODEL_REGISTRY_WEBHOOK_PRIVATE_ADDRESSES", "true".to_owned()),
+            ("MODEL_REGISTRY_WEBHOOK_KEY", "c".repeat(42) + "A="),
             ("DATABASE_URL", database.clone()),
             ("ARTIFACT_STORE", target.url()),
             ("MODEL_REGISTRY_MLFLOW_DIRECT_TRANSFERS", "true".to_owned()),

@@ -17,6 +17,7 @@ use crate::model::{
 use crate::names::{ModelName, Reference, VersionId};
 use crate::store::rows::{EventRow, to_json, to_word};
 use crate::store::{Call, IDS_AT_ONCE, ROWS_AT_ONCE, Store};
+use crate::webhooks::News;
 
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod assessments;
@@ -50,6 +51,8 @@ mod searching;
 mod spans;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod traces;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod webhooks;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod write;
 
@@ -99,6 +102,7 @@ impl Store for Tables {
         insert_tags(&mut write.tx, &draft.name, 0, &draft.tags).await?;
         let created = Change::made("model.create", json!({"description": draft.description, "tags": draft.tags}));
         write.record(event(EventKind::ModelCreated, &draft.name), created).await?;
+        write.announce(News::Model(draft)).await?;
         let model = model(&mut write.tx, &draft.name).await?;
         write.commit(model).await
     }
@@ -179,6 +183,7 @@ impl Store for Tables {
         insert_tags(&mut write.tx, &id.model, number, &draft.tags).await?;
         let created = Change::made("version.create", version(&mut write.tx, &id).await?.outline());
         write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }, created).await?;
+        write.announce(News::Version(number, draft)).await?;
         if draft.origin.is_some() {
             files::take(&mut write.tx, &id, &origin.source).await?;
             write.finalize(&id).await?;
@@ -382,6 +387,7 @@ impl Store for Tables {
             }
             None => write.remove_alias(&to.model, to.alias.as_str()).await?,
         }
+        write.announce(News::Alias(to)).await?;
         let after = model(&mut write.tx, &to.model).await?;
         write.commit(after).await
     }
@@ -428,6 +434,7 @@ impl Store for Tables {
             None => Change::removed("tag.delete", one(tags.get(key))),
         };
         write.record(Event { version: number, ..event(kind, name) }, changed).await?;
+        write.announce(News::Tag(change)).await?;
         write.commit(()).await
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, query};
+use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
@@ -15,6 +15,11 @@ use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
     Search, Uses,
 };
+
+/// The tag that lists the models a run logged, by clients that know no logged models.
+const MODELS: &str = "mlflow.log-model.history";
+/// Longest such list, in bytes.
+const MAX_MODELS: usize = 1 << 20;
 
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
@@ -164,6 +169,16 @@ impl Runs for Tables {
                 let sql = "UPDATE runs SET deleted = $1 WHERE id = $2";
                 query(sql).bind(i64::from(deletes)).bind(id).execute(&mut *tx).await?;
             }
+            RunChange::NoteModel(model) => {
+                must_be_active(&before)?;
+                let noted: Option<String> = query_scalar("SELECT value FROM run_tags WHERE run = $1 AND key = $2")
+                    .bind(id)
+                    .bind(MODELS)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                let noted = models_noted(noted.as_deref(), model)?;
+                set_tags(&mut tx, id, &[(MODELS.to_owned(), noted)]).await?;
+            }
             RunChange::DeleteTag(key) => {
                 must_be_active(&before)?;
                 let sql = "DELETE FROM run_tags WHERE run = $1 AND key = $2";
@@ -243,6 +258,22 @@ async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
 
 fn must_be(id: &str, state: &str) -> String {
     format!("The run {id} must be in the '{state}' state.")
+}
+
+/// The list of a run's models with one more.
+fn models_noted(before: Option<&str>, model: &serde_json::Value) -> Result<String> {
+    let mut models: Vec<serde_json::Value> = match before {
+        None => Vec::new(),
+        Some(list) => serde_json::from_str(list).map_err(|_| {
+            Error::Rejected(format!("The tag '{MODELS}' of the run is not a JSON list; delete it first"))
+        })?,
+    };
+    models.push(model.clone());
+    let noted = to_json(&models)?;
+    if noted.len() > MAX_MODELS {
+        return Err(Error::Rejected(format!("The tag '{MODELS}' of the run would exceed {MAX_MODELS} bytes")));
+    }
+    Ok(noted)
 }
 
 fn must_be_active(run: &Run) -> Result<()> {

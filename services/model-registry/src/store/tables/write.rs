@@ -16,11 +16,11 @@ use crate::store::{Call, REMEMBER_REQUESTS_MICROS, fingerprint};
 /// A write under way, alone: nothing has happened until `commit` returns.
 pub(in crate::store) struct Write {
     pub(in crate::store) tx: Transaction<'static, Db>,
-    now: Micros,
+    pub(super) now: Micros,
     caller: String,
     validate_only: bool,
     /// The sequence of the newest event.
-    sequence: i64,
+    pub(super) sequence: i64,
     /// The end of the audit log, and its time.
     end: (Anchor, Micros),
     /// Under which id the answer is remembered, and the fingerprint of the call.
