@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 const PROTOS: &[&str] = &[
     "verdict/events/v1/events.proto",
     "verdict/registry/v1/registry.proto",
+    "verdict/registry/v1/archive.proto",
+    "verdict/registry/v1/maintenance.proto",
     "verdict/predict/v1/predict.proto",
     "verdict/predict/v1/decision.proto",
     "verdict/rag/v1/rag.proto",
