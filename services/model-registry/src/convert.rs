@@ -299,7 +299,7 @@ fn model_event(event: Event) -> events::ModelEvent {
     }
 }
 
-fn timestamp(Micros(micros): Micros) -> Timestamp {
+pub(crate) fn timestamp(Micros(micros): Micros) -> Timestamp {
     // Below a million microseconds there are less than 2^31 nanoseconds.
     let nanos = i32::try_from(micros.rem_euclid(1_000_000) * 1000).unwrap_or(0);
     Timestamp { seconds: micros.div_euclid(1_000_000), nanos }

@@ -31,6 +31,7 @@ pub enum Entity {
         of: String,
         key: String,
     },
+    Hold(i64),
     Experiment(String),
     ExperimentNamed(String),
     Run(String),
@@ -54,6 +55,7 @@ impl Entity {
             Self::Alias { .. } => "alias",
             Self::Artifact { .. } => "artifact",
             Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } => "tag",
+            Self::Hold(_) => "hold",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
             Self::Run(_) => "run",
             Self::LoggedModel(_) => "logged model",
@@ -68,6 +70,7 @@ impl Entity {
             Self::Artifact { version, path } => format!("{version}:{path}"),
             Self::Tag { of, key } | Self::TagOf { of, key } => format!("{of}#{key}"),
             Self::LoggedModelTag { model, key } => format!("{model}#{key}"),
+            Self::Hold(id) => id.to_string(),
             Self::Experiment(name) | Self::ExperimentNamed(name) | Self::Run(name) | Self::LoggedModel(name) => {
                 name.clone()
             }
@@ -81,6 +84,7 @@ impl Entity {
             Self::Alias { .. } => "ALIAS_NOT_FOUND",
             Self::Artifact { .. } => "ARTIFACT_NOT_FOUND",
             Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } => "TAG_NOT_FOUND",
+            Self::Hold(_) => "HOLD_NOT_FOUND",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
             Self::Run(_) => "RUN_NOT_FOUND",
             Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",

@@ -351,7 +351,7 @@ pub enum EventKind {
 }
 
 /// Checks a text: its length, and no NUL, which PostgreSQL can't keep.
-fn text(field: &str, text: &str, max: usize) -> Result<()> {
+pub(crate) fn text(field: &str, text: &str, max: usize) -> Result<()> {
     if text.len() <= max && !text.contains('\0') {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use verdict_chassis::health::Health;
 
-use crate::SERVICE;
+use crate::SERVICES;
 use crate::metrics::DATABASE_UP;
 use crate::store::Store;
 
@@ -31,7 +31,9 @@ pub(crate) async fn run(store: Arc<dyn Store>, health: Health, stop: Cancellatio
         if verdict.hear(answered) {
             let why = if verdict.serving { "the database answers" } else { "the database does not answer" };
             tracing::warn!(database.up = verdict.serving, "{why}");
-            health.set(SERVICE, verdict.serving, why);
+            for service in SERVICES {
+                health.set(service, verdict.serving, why);
+            }
         }
         metrics::gauge!(DATABASE_UP).set(if verdict.serving { 1.0 } else { 0.0 });
     }

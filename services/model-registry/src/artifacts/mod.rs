@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::{ArtifactLocation, Config};
 use crate::error::{Error, Result};
-use crate::model::Artifact;
+use crate::model::{Artifact, Micros};
 use crate::names::Sha256Hex;
 
 pub mod directory;
@@ -30,6 +30,19 @@ pub trait ArtifactStore: Send + Sync {
     async fn keep(&self, artifact: &Artifact, body: Body<'_>) -> Result<()>;
     /// Reads from byte `offset` on. DATA_LOSS when the bytes are gone or their number differs.
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>>;
+    /// Lists all that is kept, in no order; what is kept or removed meanwhile may be among it or not.
+    fn list(&self) -> BoxStream<'static, Result<Kept>>;
+    /// Removes bytes for good; those that are gone already are no error.
+    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()>;
+}
+
+/// Bytes that are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub sha256: Sha256Hex,
+    pub size: u64,
+    /// When they were written, the last time.
+    pub modified: Micros,
 }
 
 /// Opens the store that the settings name.

@@ -347,6 +347,7 @@ async fn move_to_stage(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 
 async fn delete_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let id = version_id(&fields)?;
+    mlflow.store.must_be_free(&id).await?;
     // Unlike gRPC's callers, MLflow's expect the aliases to go with their version.
     for name in find(&mlflow, id.clone()).await?.aliases {
         move_alias(&mlflow, id.model.clone(), AliasName::parse("alias", &name)?, None).await?;

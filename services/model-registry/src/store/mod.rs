@@ -10,8 +10,10 @@ use async_trait::async_trait;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::archive::Transfers;
 use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
+use crate::maintenance::Keeping;
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
 use crate::tracking::{Experiments, Files, LoggedModels, Registered, Runs};
@@ -68,9 +70,9 @@ pub trait Store: Send + Sync {
 }
 
 /// All that a database keeps.
-pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files {}
+pub trait Everything: Store + Experiments + Runs + LoggedModels + Registered + Files + Transfers + Keeping {}
 
-impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files> Everything for T {}
+impl<T: Store + Experiments + Runs + LoggedModels + Registered + Files + Transfers + Keeping> Everything for T {}
 
 /// Connects to the database named by `url`, bringing its tables up to date if `migrate`; else they must be.
 pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow::Result<Arc<dyn Everything>> {
@@ -94,11 +96,21 @@ fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
     Ok(hex::encode(hash.finalize()))
 }
 
+/// What a trigger of the tables says when something is held.
+fn legal_hold() -> Error {
+    let message =
+        "a legal hold forbids to delete this: it must be released first; ListHolds says who placed it and why";
+    Error::Precondition { reason: "LEGAL_HOLD", message: message.to_owned() }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // PostgreSQL was given a text with NUL, in a place that is not checked before, as an id in a path.
         if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "22021") {
             return Self::Rejected("a text holds a NUL character".to_owned());
+        }
+        if error.as_database_error().is_some_and(|error| error.message() == "legal hold") {
+            return legal_hold();
         }
         let is_transient = match &error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 
+use self::adding::insert_artifacts;
 use self::reading::{find_model, model, version, versions_of, with_parts_of_models};
 use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS};
 use crate::error::{Entity, Error, Result};
@@ -18,9 +19,13 @@ use crate::store::rows::{EventRow, from_json, to_json, to_word};
 use crate::store::{Call, IDS_AT_ONCE, REMEMBER_REQUESTS_MICROS, ROWS_AT_ONCE, Store, fingerprint};
 
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod adding;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod experiments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod files;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod keeping;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod logged_models;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
@@ -203,14 +208,7 @@ impl Store for Tables {
         if find_model(&mut write.tx, &draft.name).await?.is_some() {
             return Err(Error::ModelExists(draft.name.clone()));
         }
-        query("INSERT INTO models (name, description, create_time, update_time, revision) VALUES ($1, $2, $3, $3, 0)")
-            .bind(draft.name.as_str())
-            .bind(&draft.description)
-            .bind(call.now.0)
-            .execute(&mut *write.tx)
-            .await?;
-        insert_tags(&mut write.tx, &draft.name, 0, &draft.tags).await?;
-        write.record(event(EventKind::ModelCreated, &draft.name)).await?;
+        write.add_model(draft).await?;
         let model = model(&mut write.tx, &draft.name).await?;
         write.commit(model).await
     }
@@ -256,36 +254,8 @@ impl Store for Tables {
             Begun::Now(write) => write,
         };
         model(&mut write.tx, &draft.model).await?;
-        let number: i64 = query_scalar(
-            "INSERT INTO numbers (model, next_version) VALUES ($1, 2)
-             ON CONFLICT (model) DO UPDATE SET next_version = numbers.next_version + 1 RETURNING next_version - 1",
-        )
-        .bind(draft.model.as_str())
-        .fetch_one(&mut *write.tx)
-        .await?;
-        let id = VersionId { model: draft.model.clone(), number };
-        let origin = draft.origin.clone().unwrap_or_default();
-        query(
-            "INSERT INTO versions (model, version, description, task, signature, parameters, create_time, update_time, revision,
-                                   source, run, run_link, logged_model)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 0, $8, $9, $10, $11)",
-        )
-        .bind(id.model.as_str())
-        .bind(number)
-        .bind(&draft.description)
-        .bind(to_word(&draft.task)?)
-        .bind(draft.signature.as_ref().map(to_json).transpose()?)
-        .bind(to_json(&draft.parameters)?)
-        .bind(call.now.0)
-        .bind(&origin.source)
-        .bind(&origin.run)
-        .bind(&origin.run_link)
-        .bind(&origin.logged_model)
-        .execute(&mut *write.tx)
-        .await?;
-        insert_tags(&mut write.tx, &id.model, number, &draft.tags).await?;
-        write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }).await?;
-        if draft.origin.is_some() {
+        let id = write.add_version(draft).await?;
+        if let Some(origin) = &draft.origin {
             files::take(&mut write.tx, &id, &origin.source).await?;
             write.finalize(&id).await?;
         }
@@ -296,17 +266,7 @@ impl Store for Tables {
     async fn add_artifact(&self, now: Micros, of: &VersionId, artifact: &Artifact) -> Result<()> {
         let mut write = self.write(now).await?;
         version(&mut write.tx, of).await?.must_accept(artifact)?;
-        query(
-            "INSERT INTO artifacts (model, version, path, size, sha256) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (model, version, path) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256",
-        )
-        .bind(of.model.as_str())
-        .bind(of.number)
-        .bind(artifact.path.as_str())
-        .bind(i64::try_from(artifact.size).map_err(anyhow::Error::from)?)
-        .bind(artifact.sha256.as_str())
-        .execute(&mut *write.tx)
-        .await?;
+        insert_artifacts(&mut write.tx, of, std::slice::from_ref(artifact)).await?;
         write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }).await?;
         write.commit(()).await
     }

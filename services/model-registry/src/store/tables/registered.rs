@@ -130,6 +130,8 @@ impl Registered for Tables {
              FROM versions WHERE model = $1",
             "UPDATE artifacts SET model = $2 WHERE model = $1",
             "UPDATE aliases SET model = $2 WHERE model = $1",
+            "UPDATE imports SET model = $2 WHERE model = $1",
+            "UPDATE holds SET model = $2 WHERE model = $1",
             "UPDATE tags SET model = $2 WHERE model = $1",
             "DELETE FROM models WHERE name = $1 AND name <> $2",
             "INSERT INTO numbers (model, next_version) SELECT $2, next_version FROM numbers WHERE model = $1
