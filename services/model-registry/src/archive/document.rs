@@ -83,7 +83,7 @@ impl Document {
     pub(super) fn into_arrival(self, artifacts: Vec<Artifact>, into: Option<ModelName>) -> Result<Arrival> {
         let is = model::digest(&artifacts);
         if is != self.digest {
-            return Err(invalid(format!("its files have the digest {is}, but it says {}", self.digest)));
+            return Err(invalid(format!("has files with the version digest {is}, but says {}", self.digest)));
         }
         let id = VersionId {
             model: ModelName::parse("archive.model", &self.model)?,
@@ -118,6 +118,6 @@ fn rfc3339(Micros(micros): Micros) -> Result<String> {
 
 fn micros(text: &str) -> Result<Micros> {
     let time = OffsetDateTime::parse(text, &Rfc3339)
-        .map_err(|_| invalid(format!("`create_time` is `{text}`, not a time as RFC 3339 writes it")))?;
+        .map_err(|_| invalid(format!("has a `create_time` `{text}`, which is no time as RFC 3339 writes it")))?;
     Ok(Micros(i64::try_from(time.unix_timestamp_nanos() / 1000).map_err(anyhow::Error::from)?))
 }

@@ -53,23 +53,23 @@ pub(super) async fn receive(
             }
             (_, Some(hex)) => {
                 let sha256 = Sha256Hex::parse("digest", hex)
-                    .map_err(|_| invalid(format!("`{}` is not named by a SHA-256", entry.name)))?;
+                    .map_err(|_| invalid(format!("has a blob `{}` that is not named by a SHA-256", entry.name)))?;
                 import.blob(sha256, entry.size, entries.content(), store).await?;
             }
-            (LAYOUT_FILE | INDEX_FILE, _) => return Err(invalid(format!("`{}` is in it twice", entry.name))),
-            (name, _) => return Err(invalid(format!("it has a file `{name}`, which an image layout has not"))),
+            (LAYOUT_FILE | INDEX_FILE, _) => return Err(invalid(format!("has `{}` twice", entry.name))),
+            (name, _) => return Err(invalid(format!("has a file `{name}`, which an image layout has not"))),
         }
         import.make_plan(into.as_ref()).await?;
     }
     if !has_layout {
-        return Err(invalid(format!("it has no `{LAYOUT_FILE}`: it is not an OCI image layout")));
+        return Err(invalid(format!("has no `{LAYOUT_FILE}`: it is not an OCI image layout")));
     }
     import.finish(store).await
 }
 
 async fn small(entries: &mut Reader<'_>, name: &str, size: u64) -> Result<Vec<u8>> {
     if size > MAX_INDEX {
-        return Err(invalid(format!("`{name}` has {size} bytes, at most {MAX_INDEX} are taken")));
+        return Err(invalid(format!("has `{name}` with {size} bytes, at most {MAX_INDEX} are taken")));
     }
     let mut bytes = Vec::new();
     let mut content = entries.content();
@@ -108,18 +108,20 @@ struct Plan {
 impl Import {
     async fn blob(&mut self, sha256: Sha256Hex, size: u64, content: Body<'_>, store: &dyn ArtifactStore) -> Result<()> {
         if !self.seen.insert(sha256.clone()) {
-            return Err(invalid(format!("blob {sha256} is in it twice")));
+            return Err(invalid(format!("has blob {sha256} twice")));
         }
         if self.seen.len() > MAX_BLOBS || size > MAX_ARTIFACT_BYTES {
             let most = format!("at most {MAX_ARTIFACTS} files of {MAX_ARTIFACT_BYTES} bytes (64 GiB)");
-            return Err(invalid(format!("blob {sha256} of {size} bytes is too much: a version has {most}")));
+            return Err(invalid(format!("has a blob {sha256} of {size} bytes too much: a version has {most}")));
         }
         let blob = blob(sha256, size);
         let Some(plan) = &self.plan else { return self.early.add(blob, content).await };
         match plan.files.get(&blob.sha256) {
             Some(named) if *named == size => store.keep(&blob, checked(content, blob.clone(), Direction::In)).await,
-            Some(named) => Err(invalid(format!("blob {} has {size} bytes, the manifest says {named}", blob.sha256))),
-            None => Err(invalid(format!("blob {} is not in the manifest", blob.sha256))),
+            Some(named) => {
+                Err(invalid(format!("has blob {} with {size} bytes, where its manifest says {named}", blob.sha256)))
+            }
+            None => Err(invalid(format!("has blob {}, which its manifest does not name", blob.sha256))),
         }
     }
 
@@ -140,18 +142,18 @@ impl Import {
         }
         self.early.document(&named.config, MAX_MANIFEST).await?;
         let read = self.early.document(&named.document, MAX_DOCUMENT).await?.unwrap_or_default();
-        let read: Document = oci::read("what it says of the version", &read)?;
+        let read: Document = oci::read("a document about the version", &read)?;
         let packed = Packed::new(&read, &named.artifacts)?;
         let arrival = read.into_arrival(named.artifacts, into.cloned())?;
         // They must be what this version would be exported with: so they will be, from here on.
         if packed.manifest.bytes != named.manifest {
-            return Err(invalid("its manifest differs from the one this registry writes for the same version"));
+            return Err(invalid("has a manifest that differs from the one this registry writes for the same version"));
         }
         let documents = BTreeSet::from([index.sha256()?, config, document]);
         let files: BTreeMap<_, _> = arrival.artifacts.iter().map(|file| (file.sha256.clone(), file.size)).collect();
         let is_named = |sha256: &&Sha256Hex| files.contains_key(*sha256) || documents.contains(*sha256);
         if let Some(other) = self.seen.iter().find(|sha256| !is_named(sha256)) {
-            return Err(invalid(format!("blob {other} is not in the manifest")));
+            return Err(invalid(format!("has blob {other}, which its manifest does not name")));
         }
         self.plan = Some(Plan { arrival, manifest_digest: packed.manifest.digest(), files });
         Ok(())
@@ -161,14 +163,14 @@ impl Import {
     async fn finish(mut self, store: &dyn ArtifactStore) -> Result<(Arrival, String)> {
         let Some(plan) = self.plan else {
             let missing = match &self.index {
-                None => format!("it has no `{INDEX_FILE}`"),
-                Some(_) => "the manifest, its config or the document about the version is missing".to_owned(),
+                None => format!("has no `{INDEX_FILE}`"),
+                Some(_) => "lacks its manifest, its config or the document about the version".to_owned(),
             };
             return Err(invalid(missing));
         };
         let Plan { arrival, manifest_digest, files } = plan;
         if let Some(missing) = arrival.artifacts.iter().find(|artifact| !self.seen.contains(&artifact.sha256)) {
-            return Err(invalid(format!("the bytes of `{}` (blob {}) are missing", missing.path, missing.sha256)));
+            return Err(invalid(format!("lacks the bytes of `{}` (blob {})", missing.path, missing.sha256)));
         }
         for (sha256, size) in files {
             if self.early.has(&sha256) {
@@ -184,7 +186,7 @@ impl Import {
 fn named(manifest: Vec<u8>) -> Result<Named> {
     let Manifest { config, layers, .. } = oci::read_manifest(&manifest)?;
     if layers.len() > MAX_ARTIFACTS + 1 {
-        return Err(invalid(format!("it has {} layers, at most {MAX_ARTIFACTS} files are taken", layers.len())));
+        return Err(invalid(format!("has {} layers, at most {MAX_ARTIFACTS} files are taken", layers.len())));
     }
     let mut document = None;
     let mut artifacts: Vec<Artifact> = Vec::new();
@@ -193,27 +195,30 @@ fn named(manifest: Vec<u8>) -> Result<Named> {
             document = Some(layer);
             continue;
         }
-        let path = layer.title().ok_or_else(|| invalid("a layer has no title, so its file has no name"))?;
+        let path = layer.title().ok_or_else(|| invalid("has a layer without a title, so its file has no name"))?;
         let path = ArtifactPath::parse("archive.path", path)?;
         if layer.size > MAX_ARTIFACT_BYTES {
-            return Err(invalid(format!("`{path}` has {} bytes, at most {MAX_ARTIFACT_BYTES} are taken", layer.size)));
+            return Err(invalid(format!(
+                "has `{path}` with {} bytes, at most {MAX_ARTIFACT_BYTES} are taken",
+                layer.size
+            )));
         }
         artifacts.push(Artifact { path, size: layer.size, sha256: layer.sha256()? });
     }
     let paths: BTreeSet<&str> = artifacts.iter().map(|artifact| artifact.path.as_str()).collect();
     if paths.len() < artifacts.len() {
-        return Err(invalid("two of its files have the same path"));
+        return Err(invalid("has two files with the same path"));
     }
     for path in &paths {
         if let Some((at, _)) = path.match_indices('/').find(|(at, _)| paths.contains(&path[..*at])) {
-            return Err(invalid(format!("`{}` is a file and the directory of `{path}`", &path[..at])));
+            return Err(invalid(format!("has `{}` as a file and as the directory of `{path}`", &path[..at])));
         }
     }
     let document = document.ok_or_else(|| {
-        invalid("it says nothing of the version's task and parameters: it was not exported by model-registry")
+        invalid("says nothing of the version's task and parameters: model-registry has not exported it")
     })?;
     if artifacts.is_empty() {
-        return Err(invalid("it has no files"));
+        return Err(invalid("has no files"));
     }
     Ok(Named { manifest, config, document, artifacts })
 }
@@ -261,7 +266,9 @@ impl Early {
         let Some((_, size)) = self.blobs.get(&sha256).copied() else { return Ok(None) };
         if size > most || size != descriptor.size {
             let said = descriptor.size;
-            return Err(invalid(format!("blob {sha256} has {size} bytes; {said} were said and {most} are the most")));
+            return Err(invalid(format!(
+                "has blob {sha256} with {size} bytes; {said} were said and {most} are the most"
+            )));
         }
         let mut bytes = Vec::new();
         let mut content = self.content(&blob(sha256, size)).await?;

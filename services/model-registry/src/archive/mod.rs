@@ -10,6 +10,8 @@ pub(crate) mod grpc;
 mod import;
 mod oci;
 mod tar;
+#[cfg(test)]
+mod tests;
 
 use async_trait::async_trait;
 pub use document::{Arrival, Provenance};

@@ -82,8 +82,9 @@ impl Descriptor {
     /// The SHA-256 that names the blob.
     pub(super) fn sha256(&self) -> Result<Sha256Hex> {
         let hex = self.digest.strip_prefix("sha256:").unwrap_or_default();
-        Sha256Hex::parse("digest", hex)
-            .map_err(|_| invalid(format!("a digest is `{}`, not `sha256:` and 64 lower-case digits", self.digest)))
+        Sha256Hex::parse("digest", hex).map_err(|_| {
+            invalid(format!("has a digest `{}` that is not `sha256:` and 64 lower-case digits", self.digest))
+        })
     }
 
     /// The path of the file it describes; none where it describes something else.
@@ -216,32 +217,34 @@ fn kind(path: &str) -> &'static str {
 
 /// Reads `oci-layout`.
 pub(super) fn check_layout(bytes: &[u8]) -> Result<()> {
-    let Layout { image_layout_version } = read(LAYOUT_FILE, bytes)?;
+    let Layout { image_layout_version } = read("an `oci-layout`", bytes)?;
     if image_layout_version == LAYOUT_VERSION {
         return Ok(());
     }
-    Err(invalid(format!("`{LAYOUT_FILE}` says version `{image_layout_version}`, not `{LAYOUT_VERSION}`")))
+    Err(invalid(format!("has layout version `{image_layout_version}`, not `{LAYOUT_VERSION}`")))
 }
 
 /// Reads `index.json`: it must name one manifest.
 pub(super) fn read_index(bytes: &[u8]) -> Result<Descriptor> {
-    let Index { schema_version: _, media_type: _, mut manifests } = read(INDEX_FILE, bytes)?;
+    let Index { schema_version: _, media_type: _, mut manifests } = read("an `index.json`", bytes)?;
     match (manifests.pop(), manifests.len()) {
         (Some(manifest), 0) if manifest.media_type == MANIFEST => Ok(manifest),
-        (Some(manifest), 0) => Err(invalid(format!("it holds a `{}`, not a `{MANIFEST}`", manifest.media_type))),
+        (Some(manifest), 0) => Err(invalid(format!("holds a `{}`, not a `{MANIFEST}`", manifest.media_type))),
         (_, others) => {
             let count = if others == 0 { 0 } else { others + 1 };
-            Err(invalid(format!("`{INDEX_FILE}` names {count} manifests, not one; an archive is one version")))
+            Err(invalid(format!(
+                "names {count} manifests in `{INDEX_FILE}`; it must be one, as an archive is one version"
+            )))
         }
     }
 }
 
 /// Reads the manifest: it must be that of a model.
 pub(super) fn read_manifest(bytes: &[u8]) -> Result<Manifest> {
-    let manifest: Manifest = read("the manifest", bytes)?;
+    let manifest: Manifest = read("a manifest", bytes)?;
     for (is, should) in [(&manifest.artifact_type, MODEL), (&manifest.config.media_type, CONFIG)] {
         if is != should {
-            return Err(invalid(format!("the manifest says `{is}` where a model has `{should}`")));
+            return Err(invalid(format!("has a manifest of `{is}`, where a model has `{should}`")));
         }
     }
     Ok(manifest)
@@ -249,7 +252,7 @@ pub(super) fn read_manifest(bytes: &[u8]) -> Result<Manifest> {
 
 /// Reads one JSON document.
 pub(super) fn read<'a, T: Deserialize<'a>>(what: &str, bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes).map_err(|error| invalid(format!("cannot read {what}: {error}")))
+    serde_json::from_slice(bytes).map_err(|error| invalid(format!("has {what} that cannot be read: {error}")))
 }
 
 /// An archive that cannot be one.

@@ -75,11 +75,13 @@ impl<'a> Reader<'a> {
                 return Ok(None);
             }
             let header = checked_header(&block)?;
-            let written = header.entry_size().map_err(|_| invalid("a header has a size that is no number"))?;
+            let written = header.entry_size().map_err(|_| invalid("has a header with a size that is no number"))?;
             let kind = header.entry_type();
             if kind == EntryType::XHeader {
                 if written > MAX_EXTENSION {
-                    return Err(invalid(format!("an extended header has {written} bytes, at most {MAX_EXTENSION}")));
+                    return Err(invalid(format!(
+                        "has an extended header of {written} bytes, at most {MAX_EXTENSION} are taken"
+                    )));
                 }
                 let length = usize::try_from(written).map_err(anyhow::Error::from)?;
                 let extension = self.block(length).await?;
@@ -89,7 +91,7 @@ impl<'a> Reader<'a> {
             }
             let size = size_before.take().unwrap_or(written);
             let path = header.path_bytes();
-            let name = std::str::from_utf8(&path).map_err(|_| invalid("an entry has a name that is not UTF-8"))?;
+            let name = std::str::from_utf8(&path).map_err(|_| invalid("has an entry whose name is not UTF-8"))?;
             let name = name.strip_prefix("./").unwrap_or(name);
             match kind {
                 EntryType::Regular => {
@@ -97,8 +99,15 @@ impl<'a> Reader<'a> {
                     return Ok(Some(Entry { name: name.to_owned(), size }));
                 }
                 EntryType::Directory if size == 0 && matches!(name, "" | "." | "blobs/" | "blobs/sha256/") => {}
-                EntryType::Directory => return Err(invalid(format!("it has a directory `{name}` it should not have"))),
-                other => return Err(invalid(format!("`{name}` is a {}; only files are taken", kind_name(other)))),
+                EntryType::Directory => {
+                    return Err(invalid(format!("has a directory `{name}`, which an image layout has not")));
+                }
+                other => {
+                    return Err(invalid(format!(
+                        "has an entry `{name}` that is a {}; only files are taken",
+                        kind_name(other)
+                    )));
+                }
             }
         }
     }
@@ -147,7 +156,7 @@ impl<'a> Reader<'a> {
         loop {
             read += trailer.len();
             if trailer.iter().any(|byte| *byte != 0) || read > MAX_TRAILER {
-                return Err(invalid("something follows after its end"));
+                return Err(invalid("goes on after its end"));
             }
             trailer = match std::mem::take(&mut self.waiting) {
                 waiting if waiting.has_remaining() => waiting,
@@ -170,7 +179,7 @@ fn checked_header(block: &[u8]) -> Result<&Header> {
     let sum: u32 =
         block.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
     if header.cksum().ok() != Some(sum) {
-        return Err(invalid("it is not a tar archive, or a header in it is damaged"));
+        return Err(invalid("is not a tar archive, or a header in it is damaged"));
     }
     Ok(header)
 }
@@ -179,13 +188,13 @@ fn checked_header(block: &[u8]) -> Result<&Header> {
 fn extended_size(extension: &[u8]) -> Result<Option<u64>> {
     let mut size = None;
     for record in PaxExtensions::new(extension) {
-        let unreadable = || invalid("an extended header is damaged");
+        let unreadable = || invalid("has a damaged extended header");
         let record = record.map_err(|_| unreadable())?;
         let (key, value) = (record.key().map_err(|_| unreadable())?, record.value().map_err(|_| unreadable())?);
         match key {
             "size" => size = Some(value.parse().map_err(|_| unreadable())?),
-            "path" | "linkpath" => return Err(invalid(format!("an extended header gives a `{key}`"))),
-            key if key.starts_with("GNU.") => return Err(invalid(format!("an extended header gives `{key}`"))),
+            "path" | "linkpath" => return Err(invalid(format!("has an extended header with a `{key}`"))),
+            key if key.starts_with("GNU.") => return Err(invalid(format!("has an extended header with `{key}`"))),
             _ => {}
         }
     }

@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+mod archives;
 mod clients;
 mod conformance;
 mod crash;
+mod garbage;
+mod holds;
 mod mlflow;
 mod process;
 mod publishing;
