@@ -5,11 +5,13 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use aws_sdk_s3::config::Credentials;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use model_registry::archive::{Arrival, Provenance};
-use model_registry::artifacts::{ArtifactStore, Direction, checked, directory::Directory, s3};
+use model_registry::artifacts::{ArtifactStore, Body, Direction, Kept, checked, directory::Directory, s3};
 use model_registry::config::DatabaseUrl;
+use model_registry::error::Result;
 use model_registry::maintenance::garbage::{Collected, Leased, Rules, collect};
 use model_registry::model::{Artifact, Micros, ModelDraft, Origin, Task, VersionDraft};
 use model_registry::names::{ArtifactPath, ModelName, Sha256Hex, VersionId};
@@ -132,6 +134,30 @@ impl Database {
     }
 }
 
+/// An artifact store that takes its time to delete: what comes in between must not be lost.
+struct Slow(Arc<dyn ArtifactStore>);
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ArtifactStore for Slow {
+    async fn keep(&self, artifact: &Artifact, body: Body<'_>) -> Result<()> {
+        self.0.keep(artifact, body).await
+    }
+
+    async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {
+        self.0.open(artifact, offset).await
+    }
+
+    fn list(&self) -> BoxStream<'static, Result<Kept>> {
+        self.0.list()
+    }
+
+    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.0.remove(garbage).await
+    }
+}
+
 /// A registry without its server.
 struct Registry {
     store: Arc<dyn Everything>,
@@ -156,7 +182,7 @@ fn call() -> Call {
 
 impl Registry {
     fn new(store: Arc<dyn Everything>, artifacts: Arc<dyn ArtifactStore>, database: Database) -> Self {
-        let artifacts = Arc::new(Leased { store: store.clone(), artifacts });
+        let artifacts = Arc::new(Leased { store: store.clone(), artifacts: Arc::new(Slow(artifacts)) });
         Self { store, artifacts, database, uploading: Mutex::default() }
     }
 
