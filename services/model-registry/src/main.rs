@@ -16,7 +16,8 @@ use model_registry::publish::{Publication, publish, signature_from_json};
 use model_registry::{Config, store};
 use verdict_api::registry::maintenance_service_client::MaintenanceServiceClient;
 use verdict_api::registry::{
-    CollectGarbageRequest, CollectGarbageResponse, ImportVersionHeader, ImportVersionResponse, Signature,
+    CollectGarbageRequest, CollectGarbageResponse, ExportVersionHeader, ImportVersionHeader, ImportVersionResponse,
+    Signature,
 };
 use verdict_chassis::server::Listeners;
 use verdict_chassis::telemetry::{self, TelemetryConfig};
@@ -239,9 +240,8 @@ async fn export(args: ExportArgs) -> anyhow::Result<()> {
     };
     let exported = archive::client::export(client::connect(&registry)?, &model, &to, progress).await;
     bar.finish_and_clear();
-    let header = exported?;
-    let version = header.version.unwrap_or_default();
-    let line = format!("{}/{} {}", version.model, version.version, header.manifest_digest);
+    let ExportVersionHeader { model, version, manifest_digest, .. } = exported?;
+    let line = format!("{model}/{version} {manifest_digest}");
     // Standard output may be the archive.
     if to.as_os_str() == "-" {
         eprintln!("{line}")

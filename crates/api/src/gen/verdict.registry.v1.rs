@@ -2227,14 +2227,14 @@ pub struct ExportVersionRequest {
     #[prost(int64, tag = "2")]
     pub version: i64,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExportVersionResponse {
     #[prost(oneof = "export_version_response::Part", tags = "1, 2")]
     pub part: ::core::option::Option<export_version_response::Part>,
 }
 /// Nested message and enum types in `ExportVersionResponse`.
 pub mod export_version_response {
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Part {
         /// First message, and only the first.
         #[prost(message, tag = "1")]
@@ -2245,15 +2245,20 @@ pub mod export_version_response {
     }
 }
 /// What an archive will hold.
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExportVersionHeader {
-    #[prost(message, optional, tag = "1")]
-    pub version: ::core::option::Option<Version>,
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub version: i64,
+    /// Digest of the version's files; see `Version`.
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
     /// Digest of the manifest, as "sha256:…".
-    #[prost(string, tag = "2")]
+    #[prost(string, tag = "4")]
     pub manifest_digest: ::prost::alloc::string::String,
     /// Bytes of the whole archive.
-    #[prost(int64, tag = "3")]
+    #[prost(int64, tag = "5")]
     pub size: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

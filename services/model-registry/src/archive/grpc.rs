@@ -50,7 +50,9 @@ impl ArchiveService for Archives {
         let version = self.store.version(&Reference::Number(id.clone())).await?;
         let export = Export::new(&version, self.store.provenance(&id).await?)?;
         let header = api::ExportVersionHeader {
-            version: Some(version.into()),
+            model: id.model.to_string(),
+            version: id.number,
+            digest: version.digest.unwrap_or_default(),
             manifest_digest: export.digest.clone(),
             size: i64::try_from(export.size).map_err(|error| Error::Internal(error.into()))?,
         };

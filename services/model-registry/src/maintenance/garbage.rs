@@ -4,8 +4,8 @@
 //! afterwards. Why none of them is lost:
 //!
 //! 1. Whoever keeps bytes takes a lease on their SHA-256 first, in a transaction of its own ([`Leased`] does it for every
-//!    caller). The lease is renewed when the bytes are durable and outlasts the row that follows: uploads write it at
-//!    once, and an import that took longer than [`LEASE`] allows is refused.
+//!    caller). The lease outlasts the row that follows: uploads write it at once (and bytes that took long to come get a
+//!    new lease when they are durable), and an import that took longer than half of [`LEASE`] is refused.
 //! 2. [`Keeping::sweep`](super::Keeping::sweep) locks the lease of each candidate, a new one where there is none, and the log, which every write
 //!    that copies references locks. It deletes bytes only while it holds these locks, and only if there is no lease that
 //!    still runs, no reference, and no recent deletion.
@@ -18,7 +18,7 @@
 //! The age of the bytes (`older_than`) is a second net: keeping writes them anew, so bytes in use by an upload are young.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
@@ -31,6 +31,8 @@ use crate::store::Everything;
 
 /// How long bytes are safe after they were kept without anything that refers to them.
 pub const LEASE: Duration = Duration::from_secs(24 * 3600);
+/// Bytes that took longer than this to come have their lease renewed when they are there.
+const LONG: Duration = Duration::from_secs(3600);
 /// Contents judged and deleted in one transaction, during which no other write happens.
 const AT_ONCE: usize = 20;
 
@@ -127,10 +129,10 @@ impl Leased {
 #[async_trait]
 impl ArtifactStore for Leased {
     async fn keep(&self, artifact: &Artifact, body: Body<'_>) -> Result<()> {
+        let began = Instant::now();
         self.lease(&artifact.sha256).await?;
         self.artifacts.keep(artifact, body).await?;
-        // The bytes may have taken long to come.
-        self.lease(&artifact.sha256).await
+        if began.elapsed() > LONG { self.lease(&artifact.sha256).await } else { Ok(()) }
     }
 
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {

@@ -1,6 +1,7 @@
 //! Garbage: what nothing refers to goes after its time, and nothing else ever does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +83,8 @@ async fn bytes_go_after_their_time(world: &World) {
 
 const CONTENTS: [&[u8]; 5] = [b"zero", b"one", b"two", b"three", b"four"];
 const TASKS: usize = 4;
+/// Long enough for an upload to be done in between.
+const SLOW: Duration = Duration::from_secs(2);
 
 /// What one task does next; numbers choose among its own few places, and among contents that all tasks share.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +138,7 @@ impl Database {
 }
 
 /// An artifact store that takes its time to delete: what comes in between must not be lost.
-struct Slow(Arc<dyn ArtifactStore>);
+struct Slow(Arc<dyn ArtifactStore>, Duration);
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
@@ -153,7 +156,7 @@ impl ArtifactStore for Slow {
     }
 
     async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(self.1).await;
         self.0.remove(garbage).await
     }
 }
@@ -181,9 +184,26 @@ fn call() -> Call {
 }
 
 impl Registry {
-    fn new(store: Arc<dyn Everything>, artifacts: Arc<dyn ArtifactStore>, database: Database) -> Self {
-        let artifacts = Arc::new(Leased { store: store.clone(), artifacts: Arc::new(Slow(artifacts)) });
+    fn new(store: Arc<dyn Everything>, artifacts: Arc<dyn ArtifactStore>, database: Database, slow: Duration) -> Self {
+        let artifacts = Arc::new(Leased { store: store.clone(), artifacts: Arc::new(Slow(artifacts, slow)) });
         Self { store, artifacts, database, uploading: Mutex::default() }
+    }
+
+    async fn embedded(dir: &Path, slow: Duration) -> Self {
+        let database = dir.join("registry.db");
+        let store = store::open(&DatabaseUrl::Sqlite(database.clone()), 4, true).await.unwrap();
+        let artifacts = Arc::new(Directory::open(dir.join("artifacts")).await.unwrap());
+        Self::new(store, artifacts, Database::Sqlite(database), slow)
+    }
+
+    async fn production(slow: Duration) -> Self {
+        let url = postgres::database().await;
+        let store = store::open(&url.parse().unwrap(), 10, true).await.unwrap();
+        let Target { endpoint, access_key, secret_key, bucket, prefix } = Target::from_env();
+        let credentials = Credentials::new(access_key, secret_key, None, None, "test");
+        let client = s3::client(Some(&endpoint.parse().unwrap()), Some(credentials)).await;
+        let bucket = s3::Bucket::open(client, bucket, format!("{prefix}/")).await.unwrap();
+        Self::new(store, Arc::new(bucket), Database::Postgres(url), slow)
     }
 
     async fn collect(&self) -> Collected {
@@ -278,6 +298,26 @@ impl Registry {
         files.into_iter().map(|file| file.sha256.to_string()).collect()
     }
 
+    /// An upload that begins while the same bytes are being deleted.
+    async fn race(self) {
+        let model = ModelName::parse("model", "m").unwrap();
+        let draft = ModelDraft { name: model.clone(), description: String::new(), tags: BTreeMap::new() };
+        self.store.create_model(&call(), &draft).await.unwrap();
+        let file = file("t/file", 0);
+        let put = async || self.store.put_file(&file).await.unwrap();
+        self.upload(&file, 0, put).await;
+        self.store.delete_files(&file.path).await.unwrap();
+        self.database.expire(&BTreeSet::new()).await;
+        let anew = async {
+            tokio::time::sleep(SLOW / 4).await;
+            self.upload(&file, 0, put).await;
+        };
+        let (collected, ()) = tokio::join!(self.collect(), anew);
+        assert_eq!(collected.deleted_files, 1);
+        assert_eq!(self.referred("t", &model).await.len(), 1);
+        assert_eq!(self.collect().await.deleted_files, 0);
+    }
+
     /// All tasks at once; in the end what is there is what is referred to, no less and no more.
     async fn torture(self, steps: Vec<Vec<Step>>) {
         for task in 0..TASKS {
@@ -313,10 +353,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
-            let database = dir.path().join("registry.db");
-            let store = store::open(&DatabaseUrl::Sqlite(database.clone()), 4, true).await.unwrap();
-            let artifacts = Arc::new(Directory::open(dir.path().join("artifacts")).await.unwrap());
-            Registry::new(store, artifacts, Database::Sqlite(database)).torture(steps).await;
+            Registry::embedded(dir.path(), Duration::from_millis(20)).await.torture(steps).await;
         });
     }
 }
@@ -344,7 +381,13 @@ async fn the_command_line_says_what_went() {
 }
 
 mod embedded {
-    use super::World;
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_upload_of_what_is_being_deleted_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        Registry::embedded(dir.path(), SLOW).await.race().await;
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn bytes_go_after_their_time() {
@@ -358,6 +401,11 @@ mod live {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn an_upload_of_what_is_being_deleted_is_not_lost() {
+        Registry::production(SLOW).await.race().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn bytes_go_after_their_time() {
         let world = World::production().await;
         super::bytes_go_after_their_time(&world).await;
@@ -368,14 +416,8 @@ mod live {
     async fn no_order_of_uploads_deletions_and_collections_loses_a_byte() {
         let mut runner = TestRunner::deterministic();
         for _ in 0..6 {
-            let url = postgres::database().await;
-            let store = store::open(&url.parse().unwrap(), 10, true).await.unwrap();
-            let Target { endpoint, access_key, secret_key, bucket, prefix } = Target::from_env();
-            let credentials = Credentials::new(access_key, secret_key, None, None, "test");
-            let client = s3::client(Some(&endpoint.parse().unwrap()), Some(credentials)).await;
-            let bucket = s3::Bucket::open(client, bucket, format!("{prefix}/")).await.unwrap();
             let steps = steps().new_tree(&mut runner).unwrap().current();
-            Registry::new(store, Arc::new(bucket), Database::Postgres(url)).torture(steps).await;
+            Registry::production(Duration::from_millis(20)).await.torture(steps).await;
         }
     }
 }
