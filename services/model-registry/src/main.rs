@@ -43,8 +43,8 @@ enum Command {
     Publish(PublishArgs),
     /// Write a version into a file that another registry can import.
     ///
-    /// The file is an OCI image layout (in a tar) that holds a CNCF ModelPack: `skopeo`, `oras` and `crane` read it, and can put it
-    /// into a container registry. What is printed is the version and the digest of its manifest. The digest stays the same
+    /// The file is an OCI image layout (in a tar) that holds a CNCF ModelPack: `skopeo` and other tools of containers read it, and
+    /// can put it into a container registry. What is printed is the version and the digest of its manifest. The digest stays the same
     /// wherever the version goes: export it here, import it elsewhere and export it there, and both files are equal.
     #[command(after_help = EXPORT_EXAMPLES)]
     Export(ExportArgs),

@@ -26,9 +26,11 @@ async fn it_serves_reports_itself_and_stops_on_sigterm() {
     let mut child = Child::spawn(Path::new(BINARY), &["serve"], env);
     child.wait_ready(admin, PATIENCE).await;
     let channel = client::connect(&format!("http://{listen}")).unwrap();
-    let request = HealthCheckRequest { service: model_registry::SERVICE.to_owned() };
-    let health = HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner();
-    assert_eq!(health.status(), ServingStatus::Serving);
+    for service in model_registry::SERVICES {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let health = HealthClient::new(channel.clone()).check(request).await.unwrap().into_inner();
+        assert_eq!(health.status(), ServingStatus::Serving, "{service}");
+    }
     let create = verdict_api::registry::CreateModelRequest { name: "m".into(), ..Default::default() };
     Client::new(channel).create_model(create).await.unwrap();
 
