@@ -12,6 +12,8 @@ const PROTOS: &[&str] = &[
     "verdict/registry/v1/evaluation.proto",
     "verdict/registry/v1/traces.proto",
     "verdict/registry/v1/webhooks.proto",
+    "verdict/registry/v1/archive.proto",
+    "verdict/registry/v1/maintenance.proto",
     "verdict/predict/v1/predict.proto",
     "verdict/predict/v1/decision.proto",
     "verdict/rag/v1/rag.proto",

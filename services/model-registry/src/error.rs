@@ -31,6 +31,7 @@ pub enum Entity {
         of: String,
         key: String,
     },
+    Hold(i64),
     Experiment(String),
     ExperimentNamed(String),
     Run(String),
@@ -70,6 +71,7 @@ impl Entity {
             Self::Alias { .. } => "alias",
             Self::Artifact { .. } => "artifact",
             Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } | Self::TraceTag { .. } => "tag",
+            Self::Hold(_) => "hold",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "experiment",
             Self::Run(_) => "run",
             Self::LoggedModel(_) => "logged model",
@@ -100,6 +102,7 @@ impl Entity {
             | Self::Run(name)
             | Self::LoggedModel(name)
             | Self::Webhook(name) => name.clone(),
+            Self::Hold(id) => id.to_string(),
         }
     }
 
@@ -112,6 +115,7 @@ impl Entity {
             Self::Tag { .. } | Self::TagOf { .. } | Self::LoggedModelTag { .. } | Self::TraceTag { .. } => {
                 "TAG_NOT_FOUND"
             }
+            Self::Hold(_) => "HOLD_NOT_FOUND",
             Self::Experiment(_) | Self::ExperimentNamed(_) => "EXPERIMENT_NOT_FOUND",
             Self::Run(_) => "RUN_NOT_FOUND",
             Self::LoggedModel(_) => "LOGGED_MODEL_NOT_FOUND",

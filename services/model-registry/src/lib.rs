@@ -6,6 +6,7 @@
 //! - `mlflow` faces MLflow's clients over HTTP; `tracking` is what they keep besides models, `evaluation` what
 //!   these are judged by, `search` their filters.
 //! - `webhooks` tells others of changes, over HTTP.
+//! - `archive` writes versions into files and reads them back; `maintenance` collects garbage and keeps what is held.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
 use std::sync::Arc;
@@ -14,16 +15,22 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
-    audit_service_server, evaluation_service_server, lineage_service_server, model_registry_service_server,
-    protection_service_server, trace_service_server, tracking_service_server, webhook_service_server,
+    archive_service_server, audit_service_server, evaluation_service_server, lineage_service_server,
+    maintenance_service_server, model_registry_service_server, protection_service_server, trace_service_server,
+    tracking_service_server, webhook_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
 
+use crate::archive::grpc::Archives;
+use crate::artifacts::ArtifactStore;
 use crate::artifacts::spool::Spool;
+use crate::maintenance::garbage::Leased;
+use crate::maintenance::grpc::Maintenance;
 use crate::tracking::{Location, Millis};
 use crate::webhooks::Courier;
 
+pub mod archive;
 pub mod artifacts;
 pub mod audit;
 pub mod config;
@@ -34,6 +41,7 @@ mod feed;
 mod grpc;
 pub mod import;
 pub mod lineage;
+pub mod maintenance;
 pub mod metrics;
 mod mlflow;
 pub mod model;
@@ -49,11 +57,13 @@ pub mod webhooks;
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 8] = [
+pub const SERVICES: [&str; 10] = [
     model_registry_service_server::SERVICE_NAME,
+    archive_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
     evaluation_service_server::SERVICE_NAME,
     lineage_service_server::SERVICE_NAME,
+    maintenance_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
     trace_service_server::SERVICE_NAME,
     tracking_service_server::SERVICE_NAME,
@@ -67,7 +77,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     metrics::describe();
     let database = config.database.url();
     let store = store::open(&database, config.database.database_connections, !config.no_migrate).await?;
-    let artifacts = artifacts::open(&config).await?;
+    let artifacts: Arc<dyn ArtifactStore> =
+        Arc::new(Leased { store: store.clone(), artifacts: artifacts::open(&config).await? });
     let feed = feed::Feed::start(store.clone(), config.watch_heartbeat, stop.clone()).await?;
     let (artifact_root, direct_transfers) = (config.mlflow_artifact_root.clone(), config.mlflow_direct_transfers);
     store.add_default_experiment(Millis::now(), &Location::Below(artifact_root.clone())).await?;
@@ -111,9 +122,14 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         format!("DATA_DIR: cannot keep uploads under way in {dir}/spool/uploads")
     })?;
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
+    let spool = config.database.data_dir.join("spool");
+    let archives = Archives { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone(), spool };
+    let maintenance = Maintenance { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
     let max_message_bytes = config.server.max_message_bytes;
     let routes = grpc::routes(registry, &config.mlflow_artifact_root, max_message_bytes)
-        .add_service(webhooks::grpc::server(courier.clone(), max_message_bytes));
+        .add_service(webhooks::grpc::server(courier.clone(), max_message_bytes))
+        .add_service(archive::grpc::server(archives, max_message_bytes))
+        .add_service(maintenance::grpc::server(maintenance));
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);
     probe.abort();

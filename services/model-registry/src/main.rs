@@ -8,14 +8,19 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use model_registry::archive;
 use model_registry::audit::{self, Anchor, Verified};
 use model_registry::config::{DatabaseConfig, DatabaseUrl};
 use model_registry::import::{Counts, ImportConfig, Progress, import};
 use model_registry::model::Task;
 use model_registry::publish::{Publication, publish, signature_from_json};
 use model_registry::{Config, store};
-use verdict_api::registry::Signature;
+use verdict_api::registry::maintenance_service_client::MaintenanceServiceClient;
+use verdict_api::registry::{
+    CollectGarbageRequest, CollectGarbageResponse, ExportVersionHeader, ImportVersionHeader, ImportVersionResponse,
+    Signature,
+};
 use verdict_chassis::server::Listeners;
 use verdict_chassis::telemetry::{self, TelemetryConfig};
 use verdict_chassis::{client, runtime, settings, stop};
@@ -42,7 +47,43 @@ enum Command {
     Publish(PublishArgs),
     /// Copy what a running MLflow server keeps into this registry: experiments, runs, models, files.
     ImportMlflow(Box<ImportConfig>),
+    /// Write a version into a file that another registry can import.
+    ///
+    /// The file is an OCI image layout (in a tar) that holds a CNCF ModelPack: `skopeo` and other tools of containers read it, and
+    /// can put it into a container registry. What is printed is the version and the digest of its manifest. The digest stays the same
+    /// wherever the version goes: export it here, import it elsewhere and export it there, and both files are equal.
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Add the version in a file that `export` has written.
+    ///
+    /// Everything in the file is checked against its digests; the version is READY with all its files, or nothing was added.
+    /// If the model has a READY version with the same files, task, signature and parameters, that one is used again.
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+    /// Delete the bytes of files that nothing refers to any more.
+    ///
+    /// Deleting a version or a file removes what refers to its bytes; the bytes themselves go here. Safe while others upload:
+    /// what is being uploaded is left alone. Versions under a legal hold keep their bytes.
+    #[command(after_help = GC_EXAMPLES)]
+    Gc(GcArgs),
 }
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  model-registry export --model fraud@champion --to fraud.tar
+  model-registry export --model fraud/3 --to - | ssh inside model-registry import -
+  skopeo copy oci-archive:fraud.tar docker://harbor.example/models/fraud:3";
+
+const IMPORT_EXAMPLES: &str = "\
+Examples:
+  model-registry import fraud.tar --alias challenger
+  model-registry import fraud.tar --model fraud-from-lab --registry http://inside:50051
+  skopeo copy docker://harbor.example/models/fraud:3 oci-archive:fraud.tar";
+
+const GC_EXAMPLES: &str = "\
+Examples:
+  model-registry gc --dry-run
+  model-registry gc --older-than 24h --retention 720h";
 
 #[derive(clap::Args)]
 struct VerifyAuditArgs {
@@ -52,6 +93,54 @@ struct VerifyAuditArgs {
     /// before it is not looked at.
     #[arg(long, value_parser = anchor)]
     anchor: Option<Anchor>,
+}
+
+#[derive(clap::Args)]
+struct ExportArgs {
+    /// Where the registry is.
+    #[arg(long, env = "REGISTRY_URL", default_value = "http://127.0.0.1:50051")]
+    registry: String,
+    /// Which version: `NAME@alias`, `NAME/2`, or `NAME` for the newest that is READY.
+    #[arg(long)]
+    model: String,
+    /// File to write; `-` for standard output.
+    #[arg(long, value_name = "FILE")]
+    to: PathBuf,
+}
+
+#[derive(clap::Args)]
+struct ImportArgs {
+    /// File to read; `-` for standard input.
+    #[arg(value_name = "FILE")]
+    from: PathBuf,
+    /// Where the registry is.
+    #[arg(long, env = "REGISTRY_URL", default_value = "http://127.0.0.1:50051")]
+    registry: String,
+    /// Model to add the version to, registered where missing [default: the model it was exported from].
+    #[arg(long, default_value = "", hide_default_value = true)]
+    model: String,
+    /// Alias to point at the version.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    alias: String,
+    /// Makes a repeated call return the first answer.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    request_id: String,
+}
+
+#[derive(clap::Args)]
+struct GcArgs {
+    /// Where the registry is.
+    #[arg(long, env = "REGISTRY_URL", default_value = "http://127.0.0.1:50051")]
+    registry: String,
+    /// Say what would be deleted, and delete nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Only bytes written at least this long ago.
+    #[arg(long, default_value = "168h", value_parser = settings::duration)]
+    older_than: Duration,
+    /// How long after its deletion a version or file still counts.
+    #[arg(long, default_value = "720h", value_parser = settings::duration)]
+    retention: Duration,
 }
 
 #[derive(clap::Args)]
@@ -99,6 +188,9 @@ fn main() -> ExitCode {
             Command::Config(_) => print_config(&matches),
             Command::Publish(args) => publish_directory(args).await,
             Command::ImportMlflow(config) => import_mlflow(*config).await,
+            Command::Export(args) => export(args).await,
+            Command::Import(args) => import_archive(args).await,
+            Command::Gc(args) => collect_garbage(args).await,
         }
     })
 }
@@ -226,6 +318,77 @@ impl Progress for OnTerminal {
             self.0.println(line);
         }
     }
+}
+
+async fn export(args: ExportArgs) -> anyhow::Result<()> {
+    let ExportArgs { registry, model, to } = args;
+    let bar = bytes_bar()?;
+    let progress = |written: u64, of: u64| {
+        bar.set_length(of);
+        bar.set_position(written);
+    };
+    let exported = archive::client::export(client::connect(&registry)?, &model, &to, progress).await;
+    bar.finish_and_clear();
+    let ExportVersionHeader { model, version, manifest_digest, .. } = exported?;
+    let line = format!("{model}/{version} {manifest_digest}");
+    // Standard output may be the archive.
+    if to.as_os_str() == "-" {
+        eprintln!("{line}")
+    } else {
+        println!("{line}")
+    }
+    Ok(())
+}
+
+async fn import_archive(args: ImportArgs) -> anyhow::Result<()> {
+    let ImportArgs { from, registry, model, alias, request_id } = args;
+    let bar = bytes_bar()?;
+    let progress = |sent: u64, of: Option<u64>| {
+        if let Some(of) = of {
+            bar.set_length(of);
+        }
+        bar.set_position(sent);
+    };
+    let header = ImportVersionHeader { model, alias, request_id };
+    let imported = archive::client::import(client::connect(&registry)?, &from, header, progress).await;
+    bar.finish_and_clear();
+    let ImportVersionResponse { version, manifest_digest, added } = imported?;
+    let version = version.unwrap_or_default();
+    let note = if added { "" } else { " (was there already)" };
+    println!("{}/{} {manifest_digest}{note}", version.model, version.version);
+    Ok(())
+}
+
+async fn collect_garbage(args: GcArgs) -> anyhow::Result<()> {
+    let GcArgs { registry, dry_run, older_than, retention } = args;
+    let duration = |duration: Duration| prost_types::Duration::try_from(duration).context("the duration is too long");
+    let request = CollectGarbageRequest {
+        dry_run,
+        older_than: Some(duration(older_than)?),
+        retention: Some(duration(retention)?),
+    };
+    let refused = |status: tonic::Status| anyhow::anyhow!("{}: {}", status.code(), status.message());
+    let mut client = MaintenanceServiceClient::new(client::connect(&registry)?);
+    let mut answers = client.collect_garbage(request).await.map_err(refused)?.into_inner();
+    let bar = ProgressBar::new_spinner();
+    let mut found = CollectGarbageResponse::default();
+    while let Some(so_far) = answers.message().await.map_err(refused)? {
+        found = so_far;
+        bar.set_message(format!("{} files", found.files));
+        bar.tick();
+    }
+    bar.finish_and_clear();
+    let CollectGarbageResponse { files, deleted_files, deleted_bytes } = found;
+    let deleted = if dry_run { "would be deleted" } else { "deleted" };
+    println!("{files} files, {deleted_files} {deleted} ({})", HumanBytes(deleted_bytes.unsigned_abs()));
+    Ok(())
+}
+
+/// A bar on standard error, where there is a terminal.
+fn bytes_bar() -> anyhow::Result<ProgressBar> {
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}")?);
+    Ok(bar)
 }
 
 fn read_signature(path: &Path) -> anyhow::Result<Signature> {

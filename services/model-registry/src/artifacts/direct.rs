@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::s3::{Bucket, STALE_AFTER, body_of, explained, unavailable};
-use super::{ArtifactStore, Direction, checked};
+use super::{ArtifactStore, Body, Direction, checked};
 use crate::error::{Error, Result};
 use crate::model::{Artifact, MAX_ARTIFACT_BYTES};
 use crate::names::{ArtifactPath, Sha256Hex};
@@ -33,6 +33,13 @@ pub struct Begun {
     pub urls: Vec<String>,
 }
 
+/// A file that has arrived, where it is until it is kept.
+pub struct Staged {
+    key: String,
+    pub size: u64,
+    pub sha256: Sha256Hex,
+}
+
 /// A part that was put: its number, from 1, and the ETag that was answered.
 pub type Part = (i32, String);
 
@@ -43,8 +50,10 @@ pub trait Direct: Send + Sync {
     async fn url(&self, artifact: &Artifact, valid: Duration) -> Result<String>;
     /// Begins an upload in `parts`.
     async fn begin(&self, parts: i32) -> Result<Begun>;
-    /// Puts the parts together, and keeps the file that they are.
-    async fn complete(&self, id: &str, parts: Vec<Part>, path: ArtifactPath) -> Result<Artifact>;
+    /// Puts the parts together and says what file they are. It is nobody's yet.
+    async fn complete(&self, id: &str, parts: Vec<Part>) -> Result<Staged>;
+    /// Keeps that file by its content.
+    async fn adopt(&self, staged: &Staged) -> Result<()>;
     /// Throws away what has come of an upload.
     async fn abort(&self, id: &str) -> Result<()>;
 }
@@ -73,7 +82,7 @@ fn refused(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 impl Direct for Bucket {
     async fn url(&self, artifact: &Artifact, valid: Duration) -> Result<String> {
         let until = PresigningConfig::expires_in(valid).map_err(anyhow::Error::from)?;
-        let get = self.client.get_object().bucket(&self.bucket).key(self.key(artifact));
+        let get = self.client.get_object().bucket(&self.bucket).key(self.key(&artifact.sha256));
         Ok(get.presigned(until).await.map_err(unavailable)?.uri().to_owned())
     }
 
@@ -93,22 +102,42 @@ impl Direct for Bucket {
         Ok(Begun { id: format!("{object}.{upload}"), urls })
     }
 
-    async fn complete(&self, id: &str, parts: Vec<Part>, path: ArtifactPath) -> Result<Artifact> {
+    async fn complete(&self, id: &str, parts: Vec<Part>) -> Result<Staged> {
         let (key, upload) = parse(self, id)?;
-        let parts =
-            parts.into_iter().map(|(number, e_tag)| CompletedPart::builder().part_number(number).e_tag(e_tag).build());
-        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build();
+        let part = |(number, e_tag)| CompletedPart::builder().part_number(number).e_tag(e_tag).build();
+        let parts = parts.into_iter().map(part).collect();
+        let parts = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         let complete = self.client.complete_multipart_upload().bucket(&self.bucket).key(&key).upload_id(upload);
         match complete.multipart_upload(parts).send().await {
             Ok(_) => {}
             Err(error) if error.as_service_error().is_some() => return Err(refused(error)),
             Err(error) => return Err(unavailable(error)),
         }
-        let kept = self.adopt(&key, path).await;
-        if let Err(error) = self.client.delete_object().bucket(&self.bucket).key(&key).send().await {
+        let (mut size, mut hash, mut body) = (0, Sha256::new(), self.staged(&key).await?);
+        while let Some(bytes) = body.try_next().await? {
+            size += bytes.len() as u64;
+            hash.update(&bytes);
+        }
+        if size > MAX_ARTIFACT_BYTES {
+            let problem = format!("may have at most {MAX_ARTIFACT_BYTES} bytes (64 GiB)");
+            return Err(Error::invalid("INVALID_SIZE", "file", problem));
+        }
+        Ok(Staged { key, size, sha256: Sha256Hex::of(hash) })
+    }
+
+    async fn adopt(&self, staged: &Staged) -> Result<()> {
+        let Staged { key, size, sha256 } = staged;
+        if *size > MAX_COPY_BYTES {
+            let artifact = Artifact { path: ArtifactPath::stored(key.clone()), size: *size, sha256: sha256.clone() };
+            self.keep(&artifact, checked(self.staged(key).await?, artifact.clone(), Direction::In)).await?;
+        } else {
+            let copy = self.client.copy_object().bucket(&self.bucket).key(self.key(sha256));
+            copy.copy_source(format!("{}/{key}", self.bucket)).send().await.map_err(unavailable)?;
+        }
+        if let Err(error) = self.client.delete_object().bucket(&self.bucket).key(key).send().await {
             tracing::warn!(error = format!("{:#}", explained(error)), "cannot remove an upload that was moved");
         }
-        kept
+        Ok(())
     }
 
     async fn abort(&self, id: &str) -> Result<()> {
@@ -127,29 +156,10 @@ impl Bucket {
         format!("{}incoming/{object}", self.prefix)
     }
 
-    /// Keeps the object at `key` by its content.
-    async fn adopt(&self, key: &str, path: ArtifactPath) -> Result<Artifact> {
-        let read = async || {
-            let object = self.client.get_object().bucket(&self.bucket).key(key).send().await.map_err(unavailable)?;
-            Ok::<_, Error>(body_of(object.body))
-        };
-        let (mut size, mut hash, mut body) = (0, Sha256::new(), read().await?);
-        while let Some(bytes) = body.try_next().await? {
-            size += bytes.len() as u64;
-            hash.update(&bytes);
-        }
-        if size > MAX_ARTIFACT_BYTES {
-            let problem = format!("may have at most {MAX_ARTIFACT_BYTES} bytes (64 GiB)");
-            return Err(Error::invalid("INVALID_SIZE", "file", problem));
-        }
-        let artifact = Artifact { path, size, sha256: Sha256Hex::of(hash) };
-        if size > MAX_COPY_BYTES {
-            self.keep(&artifact, checked(read().await?, artifact.clone(), Direction::In)).await?;
-        } else {
-            let copy = self.client.copy_object().bucket(&self.bucket).key(self.key(&artifact));
-            copy.copy_source(format!("{}/{key}", self.bucket)).send().await.map_err(unavailable)?;
-        }
-        Ok(artifact)
+    /// The bytes of a file that has arrived.
+    async fn staged(&self, key: &str) -> Result<Body<'static>> {
+        let object = self.client.get_object().bucket(&self.bucket).key(key).send().await.map_err(unavailable)?;
+        Ok(body_of(object.body))
     }
 
     /// Removes uploads that came to an end nobody acted on, long ago.

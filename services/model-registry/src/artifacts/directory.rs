@@ -3,18 +3,20 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use futures::stream::{StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use tokio::io::{AsyncSeekExt, AsyncWriteExt};
 use tokio::task::spawn_blocking;
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-use super::{ArtifactStore, Body, SYNC_BYTES, corrupted, unavailable};
+use super::{ArtifactStore, Body, Kept, SYNC_BYTES, corrupted, unavailable};
 use crate::error::Result;
-use crate::model::Artifact;
+use crate::model::{Artifact, Micros};
+use crate::names::Sha256Hex;
 
 /// Bytes read from a file at once.
 const READ_BYTES: usize = 256 << 10;
@@ -50,8 +52,8 @@ impl Directory {
         self.root.join("tmp")
     }
 
-    fn path(&self, artifact: &Artifact) -> PathBuf {
-        let (first, rest) = artifact.sha256.as_str().split_at(2);
+    fn path(&self, sha256: &Sha256Hex) -> PathBuf {
+        let (first, rest) = sha256.as_str().split_at(2);
         self.blobs().join(first).join(rest)
     }
 }
@@ -73,12 +75,12 @@ impl ArtifactStore for Directory {
         }
         file.flush().await.map_err(unavailable)?;
         file.sync_all().await.map_err(unavailable)?;
-        let (place, blobs) = (self.path(artifact), self.blobs());
+        let (place, blobs) = (self.path(&artifact.sha256), self.blobs());
         blocking(move || unfinished.finish(&place, &blobs)).await
     }
 
     async fn keep_file(&self, artifact: &Artifact, path: &Path) -> Result<()> {
-        let (from, place, blobs) = (path.to_owned(), self.path(artifact), self.blobs());
+        let (from, place, blobs) = (path.to_owned(), self.path(&artifact.sha256), self.blobs());
         match spawn_blocking(move || move_to(&from, &place, &blobs)).await.map_err(io::Error::other).flatten() {
             // Another file system: there is no moving, only writing again.
             Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
@@ -89,7 +91,7 @@ impl ArtifactStore for Directory {
     }
 
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {
-        let mut file = match tokio::fs::File::open(self.path(artifact)).await {
+        let mut file = match tokio::fs::File::open(self.path(&artifact.sha256)).await {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(corrupted(format!("the bytes of `{}` are gone", artifact.path)));
@@ -104,6 +106,51 @@ impl ArtifactStore for Directory {
         file.seek(io::SeekFrom::Start(offset)).await.map_err(unavailable)?;
         Ok(ReaderStream::with_capacity(file, READ_BYTES).map_err(unavailable).boxed())
     }
+
+    fn list(&self) -> BoxStream<'static, Result<Kept>> {
+        // One of the 256 directories at a time.
+        let blobs = self.blobs();
+        let dirs = stream::iter(0..=u8::MAX).then(move |first| {
+            let (first, dir) = (format!("{first:02x}"), blobs.join(format!("{first:02x}")));
+            blocking(move || listed(&first, &dir))
+        });
+        dirs.map_ok(|files| stream::iter(files.into_iter().map(Ok))).try_flatten().boxed()
+    }
+
+    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
+        let paths: Vec<_> = garbage.iter().map(|sha256| self.path(sha256)).collect();
+        blocking(move || {
+            for path in paths {
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+/// The files in one directory of those named by the `first` two digits.
+fn listed(first: &str, dir: &Path) -> io::Result<Vec<Kept>> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let Ok(sha256) = Sha256Hex::parse("name", &format!("{first}{}", entry.file_name().display())) else { continue };
+        let metadata = match entry.metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
+        let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let modified = Micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+        files.push(Kept { sha256, size: metadata.len(), modified });
+    }
+    Ok(files)
 }
 
 /// A file being written. Dropped unfinished it is removed; its lock tells other processes that somebody is at it.

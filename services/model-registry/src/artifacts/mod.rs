@@ -13,7 +13,7 @@ use tokio_util::io::ReaderStream;
 use self::direct::Direct;
 use crate::config::{ArtifactLocation, Config};
 use crate::error::{Dependency, Error, Result};
-use crate::model::Artifact;
+use crate::model::{Artifact, Micros};
 use crate::names::Sha256Hex;
 
 pub mod direct;
@@ -48,6 +48,19 @@ pub trait ArtifactStore: Send + Sync {
     fn direct(&self) -> Option<&dyn Direct> {
         None
     }
+    /// Lists all that is kept, in no order; what is kept or removed meanwhile may be among it or not.
+    fn list(&self) -> BoxStream<'static, Result<Kept>>;
+    /// Removes bytes for good; those that are gone already are no error.
+    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()>;
+}
+
+/// Bytes that are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    pub sha256: Sha256Hex,
+    pub size: u64,
+    /// When they were written, the last time.
+    pub modified: Micros,
 }
 
 /// Opens the store that the settings name.

@@ -12,22 +12,25 @@ use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::error::{DisplayErrorContext, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Object};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use bytes::{Bytes, BytesMut};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use url::Url;
 
 use super::direct::Direct;
-use super::{ArtifactStore, Body, corrupted};
+use super::{ArtifactStore, Body, Kept, corrupted};
 use crate::error::{Dependency, Error, Result};
-use crate::model::Artifact;
+use crate::model::{Artifact, Micros};
+use crate::names::Sha256Hex;
 
 /// Size of a part, and the largest file that is put whole: what one upload holds in memory. S3 takes 10,000 parts, so this
 /// reaches 80 GB.
 const PART_BYTES: usize = 8 << 20;
 /// Uploads in parts that began longer ago than this were cut off.
 pub(super) const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// Deletions under way at once.
+const DELETIONS_AT_ONCE: usize = 10;
 
 /// A client with the usual AWS settings; with `endpoint` for servers that are not AWS, addressing buckets by path.
 pub async fn client(endpoint: Option<&Url>, credentials: Option<Credentials>) -> Client {
@@ -64,8 +67,8 @@ impl Bucket {
         Ok(this)
     }
 
-    pub(super) fn key(&self, artifact: &Artifact) -> String {
-        let (first, rest) = artifact.sha256.as_str().split_at(2);
+    pub(super) fn key(&self, sha256: &Sha256Hex) -> String {
+        let (first, rest) = sha256.as_str().split_at(2);
         format!("{}sha256/{first}/{rest}", self.prefix)
     }
 
@@ -122,7 +125,7 @@ impl Bucket {
 #[async_trait]
 impl ArtifactStore for Bucket {
     async fn keep(&self, artifact: &Artifact, body: Body<'_>) -> Result<()> {
-        let key = self.key(artifact);
+        let key = self.key(&artifact.sha256);
         if artifact.size <= PART_BYTES as u64 {
             return self.put_whole(&key, body).await;
         }
@@ -130,7 +133,7 @@ impl ArtifactStore for Bucket {
     }
 
     async fn open(&self, artifact: &Artifact, offset: u64) -> Result<Body<'static>> {
-        let get = self.client.get_object().bucket(&self.bucket).key(self.key(artifact));
+        let get = self.client.get_object().bucket(&self.bucket).key(self.key(&artifact.sha256));
         // A range that begins at the end is refused by S3; the last byte stands in for it, to learn the size.
         let is_at_end = offset > 0 && offset == artifact.size;
         let from = if is_at_end { offset - 1 } else { offset };
@@ -160,6 +163,27 @@ impl ArtifactStore for Bucket {
     fn direct(&self) -> Option<&dyn Direct> {
         Some(self)
     }
+
+    fn list(&self) -> BoxStream<'static, Result<Kept>> {
+        let prefix = format!("{}sha256/", self.prefix);
+        let pages = self.client.list_objects_v2().bucket(&self.bucket).prefix(&prefix).into_paginator().send();
+        let pages = stream::unfold(pages, |mut pages| async move { Some((pages.next().await?, pages)) });
+        let objects = pages.map_err(unavailable).map_ok(move |page| {
+            let listed: Vec<_> = page.contents().iter().filter_map(|object| kept(&prefix, object)).map(Ok).collect();
+            stream::iter(listed)
+        });
+        objects.try_flatten().boxed()
+    }
+
+    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
+        let deletions: Vec<_> = garbage
+            .iter()
+            .map(|sha256| self.client.delete_object().bucket(&self.bucket).key(self.key(sha256)).send())
+            .collect();
+        let mut deletions = stream::iter(deletions).buffer_unordered(DELETIONS_AT_ONCE);
+        while deletions.try_next().await.map_err(unavailable)?.is_some() {}
+        Ok(())
+    }
 }
 
 /// The bytes of an object.
@@ -173,6 +197,14 @@ pub(super) fn body_of(object: ByteStream) -> Body<'static> {
         Ok(bytes.map(|bytes| (bytes, body)))
     });
     body.boxed()
+}
+
+/// What a listed object is, if it is a file of ours.
+fn kept(prefix: &str, object: &Object) -> Option<Kept> {
+    let sha256 = Sha256Hex::parse("key", &object.key()?.strip_prefix(prefix)?.replacen('/', "", 1)).ok()?;
+    let nanos = object.last_modified()?.as_nanos();
+    let modified = Micros(i64::try_from(nanos / 1000).ok()?);
+    Some(Kept { sha256, size: object.size()?.unsigned_abs(), modified })
 }
 
 /// An upload in parts. Dropped before it is complete it is aborted, so that S3 keeps nothing of it.

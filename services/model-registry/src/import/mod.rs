@@ -24,6 +24,7 @@ use crate::Config;
 use crate::artifacts::{self, ArtifactStore};
 use crate::config::{ArtifactConfig, DatabaseConfig};
 use crate::error::Error;
+use crate::maintenance::garbage::Leased;
 use crate::store::{self, Everything};
 use crate::tracking::{Location, Millis};
 
@@ -178,7 +179,8 @@ pub async fn import(config: &ImportConfig, progress: &dyn Progress) -> anyhow::R
     let database = config.database.clone();
     let settings =
         Config { database, artifacts: config.artifacts.clone(), ..Config::in_dir(&config.database.data_dir) };
-    let artifacts = artifacts::open(&settings).await?;
+    let kept = artifacts::open(&settings).await?;
+    let artifacts: Arc<dyn ArtifactStore> = Arc::new(Leased { store: store.clone(), artifacts: kept });
     let spool = config.database.data_dir.join("spool");
     tokio::fs::create_dir_all(&spool).await.with_context(|| format!("cannot make {}", spool.display()))?;
     let import = Import {

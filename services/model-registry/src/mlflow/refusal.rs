@@ -61,6 +61,7 @@ impl From<Entity> for Refusal {
             Entity::LoggedModelTag { model, key } => {
                 format!("No tag with key '{key}' found for model with ID '{model}'.")
             }
+            Entity::Hold(id) => format!("Hold with id={id} not found"),
             Entity::Experiment(id) => format!("No Experiment with id={id} exists"),
             Entity::ExperimentNamed(name) => format!("Could not find experiment with name '{name}'"),
             Entity::Run(id) => format!("Run with id={id} not found"),

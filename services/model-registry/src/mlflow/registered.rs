@@ -348,6 +348,7 @@ async fn move_to_stage(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 
 async fn delete_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let id = version_id(&fields)?;
+    mlflow.store.must_be_free(&id).await?;
     // Unlike gRPC's callers, MLflow's expect the aliases to go with their version.
     mlflow.store.delete_version(&Call::now(), &id, true).await?;
     mlflow.changed(answer::nothing())

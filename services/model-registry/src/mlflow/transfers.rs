@@ -15,6 +15,7 @@ use super::refusal::Refusal;
 use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, answer};
 use crate::artifacts::direct::{Direct, MAX_PARTS, VALID};
+use crate::model::Artifact;
 use crate::names::ArtifactPath;
 
 /// Longest time a caller may ask for, in seconds: a day.
@@ -102,8 +103,10 @@ async fn complete_in(mlflow: &Mlflow, directory: &str, fields: &Fields) -> Answe
     if parts.is_empty() || parts.len() > MAX_PARTS.unsigned_abs() as usize {
         return Err(Refusal::invalid(format!("Parameter 'parts' must hold 1 to {MAX_PARTS} parts.")));
     }
-    let kept = direct.complete(&fields.required("upload_id")?, parts, path).await?;
-    mlflow.store.put_file(&kept).await?;
+    let staged = direct.complete(&fields.required("upload_id")?, parts).await?;
+    direct.adopt(&staged).await?;
+    let file = Artifact { path, size: staged.size, sha256: staged.sha256 };
+    mlflow.store.put_file(&file).await?;
     Ok(answer::nothing())
 }
 

@@ -12,11 +12,13 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 use verdict_chassis::context;
 
+use crate::archive::Transfers;
 use crate::audit::Audit;
 use crate::config::DatabaseUrl;
 use crate::error::{Dependency, Error, Result};
 use crate::evaluation::{Datasets, Scorers};
 use crate::lineage::Lineage;
+use crate::maintenance::Keeping;
 use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Version, VersionDraft};
 use crate::names::{ModelName, Reference, VersionId};
 use crate::protection::Protection;
@@ -121,6 +123,8 @@ pub trait Everything:
     + Traces
     + Assessments
     + Webhooks
+    + Transfers
+    + Keeping
 {
 }
 
@@ -140,6 +144,8 @@ impl<T> Everything for T where
         + Traces
         + Assessments
         + Webhooks
+        + Transfers
+        + Keeping
 {
 }
 
@@ -165,6 +171,13 @@ fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
     Ok(hex::encode(hash.finalize()))
 }
 
+/// What a trigger of the tables says when something is held.
+fn legal_hold() -> Error {
+    let message =
+        "a legal hold forbids to delete this: it must be released first; ListHolds says who placed it and why";
+    Error::Precondition { reason: "LEGAL_HOLD", message: message.to_owned() }
+}
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // PostgreSQL reads some regular expressions otherwise than they were checked.
@@ -174,6 +187,9 @@ impl From<sqlx::Error> for Error {
         // PostgreSQL was given a text with NUL, in a place that is not checked before, as an id in a path.
         if error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code == "22021") {
             return Self::Rejected("a text holds a NUL character".to_owned());
+        }
+        if error.as_database_error().is_some_and(|error| error.message() == "legal hold") {
+            return legal_hold();
         }
         let is_transient = match &error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,

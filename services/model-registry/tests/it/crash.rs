@@ -17,7 +17,7 @@ use verdict_testkit::process::Child;
 
 use crate::world::{Client, PATIENCE, artifact, local, parts, parts_from, sha256, version_of};
 
-async fn start(data: &Path, listen: SocketAddr) -> (Child, Client) {
+pub(crate) async fn start(data: &Path, listen: SocketAddr) -> (Child, Client) {
     start_with(data, listen, "none".to_owned()).await
 }
 
@@ -34,7 +34,7 @@ async fn start_with(data: &Path, listen: SocketAddr, mlflow: String) -> (Child, 
     (child, Client::new(client::connect(&format!("http://{listen}")).unwrap()))
 }
 
-fn files_below(dir: &Path) -> usize {
+pub(crate) fn files_below(dir: &Path) -> usize {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
 }

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
+mod archives;
 mod auditing;
 mod clients;
 mod conformance;
@@ -9,6 +10,8 @@ mod crash;
 mod differential;
 mod evaluation;
 mod filters;
+mod garbage;
+mod holds;
 mod hostile;
 mod importing;
 mod lineage;

@@ -11,6 +11,8 @@ use model_registry::artifacts::s3;
 use model_registry::webhooks::{Scheme, WebhookConfig};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -141,6 +143,19 @@ impl World {
         match &self.blobs {
             Blobs::Bucket { database, .. } => database,
             Blobs::Directory(_) => panic!("it keeps its metadata in SQLite"),
+        }
+    }
+
+    /// Does something to the database behind the registry's back.
+    pub(crate) async fn sql(&self, statement: &'static str) {
+        match &self.blobs {
+            Blobs::Bucket { database, .. } => {
+                PgConnection::connect(database).await.unwrap().execute(statement).await.unwrap();
+            }
+            Blobs::Directory(root) => {
+                let file = SqliteConnectOptions::new().filename(root.with_file_name("registry.db"));
+                SqliteConnection::connect_with(&file).await.unwrap().execute(statement).await.unwrap();
+            }
         }
     }
 

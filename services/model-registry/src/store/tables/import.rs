@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use sqlx::{QueryBuilder, query, query_scalar};
 
+use super::adding::insert_artifacts;
 use super::reading::{find_model, model as model_named, version as version_numbered};
 use super::write::event;
 use super::{Connection, Db, LOCK_EXPERIMENTS, ROWS_AT_ONCE, Tables, insert_tags, logged_models, runs};
@@ -205,15 +206,7 @@ impl Imports for Tables {
         .execute(&mut *write.tx)
         .await?;
         insert_tags(&mut write.tx, &id.model, id.number, &version.tags).await?;
-        for some in version.artifacts.chunks(ROWS_AT_ONCE) {
-            let mut insert = QueryBuilder::<Db>::new("INSERT INTO artifacts (model, version, path, size, sha256) ");
-            insert.push_values(some, |mut row, file| {
-                row.push_bind(id.model.as_str().to_owned()).push_bind(id.number);
-                row.push_bind(file.path.as_str().to_owned()).push_bind(file.size.cast_signed());
-                row.push_bind(file.sha256.as_str().to_owned());
-            });
-            insert.build().execute(&mut *write.tx).await?;
-        }
+        insert_artifacts(&mut write.tx, id, &version.artifacts).await?;
         let imported = Change::made("version.import", version.outline());
         write.record(Event { version: id.number, ..event(EventKind::VersionCreated, &id.model) }, imported).await?;
         write.finalize(id).await?;

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use serde_json::json;
 use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 
+use self::adding::insert_artifacts;
 use self::reading::{find_model, model, version, versions_of, with_parts_of_models};
 use self::write::{Begun, Write, event};
 use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS, MATCHES, SPAN_ATTRIBUTES};
@@ -15,10 +16,12 @@ use crate::model::{
     AliasMove, Artifact, Event, EventKind, Model, ModelDraft, TagChange, Update, Version, VersionDraft,
 };
 use crate::names::{ModelName, Reference, VersionId};
-use crate::store::rows::{EventRow, to_json, to_word};
+use crate::store::rows::EventRow;
 use crate::store::{Call, IDS_AT_ONCE, ROWS_AT_ONCE, Store};
 use crate::webhooks::News;
 
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod adding;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod assessments;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
@@ -31,6 +34,8 @@ mod experiments;
 mod files;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod import;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod keeping;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod lineage;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
@@ -93,16 +98,7 @@ impl Store for Tables {
         if find_model(&mut write.tx, &draft.name).await?.is_some() {
             return Err(Error::ModelExists(draft.name.clone()));
         }
-        query("INSERT INTO models (name, description, create_time, update_time, revision) VALUES ($1, $2, $3, $3, 0)")
-            .bind(draft.name.as_str())
-            .bind(&draft.description)
-            .bind(call.now.0)
-            .execute(&mut *write.tx)
-            .await?;
-        insert_tags(&mut write.tx, &draft.name, 0, &draft.tags).await?;
-        let created = Change::made("model.create", json!({"description": draft.description, "tags": draft.tags}));
-        write.record(event(EventKind::ModelCreated, &draft.name), created).await?;
-        write.announce(News::Model(draft)).await?;
+        write.add_model(draft).await?;
         let model = model(&mut write.tx, &draft.name).await?;
         write.commit(model).await
     }
@@ -152,39 +148,8 @@ impl Store for Tables {
             Begun::Now(write) => write,
         };
         model(&mut write.tx, &draft.model).await?;
-        let number: i64 = query_scalar(
-            "INSERT INTO numbers (model, next_version) VALUES ($1, 2)
-             ON CONFLICT (model) DO UPDATE SET next_version = numbers.next_version + 1 RETURNING next_version - 1",
-        )
-        .bind(draft.model.as_str())
-        .fetch_one(&mut *write.tx)
-        .await?;
-        let id = VersionId { model: draft.model.clone(), number };
-        let origin = draft.origin.clone().unwrap_or_default();
-        query(
-            "INSERT INTO versions (model, version, description, task, signature, parameters, create_time, update_time, revision,
-                                   source, run, run_link, logged_model, author)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $7, 0, $8, $9, $10, $11, $12)",
-        )
-        .bind(id.model.as_str())
-        .bind(number)
-        .bind(&draft.description)
-        .bind(to_word(&draft.task)?)
-        .bind(draft.signature.as_ref().map(to_json).transpose()?)
-        .bind(to_json(&draft.parameters)?)
-        .bind(call.now.0)
-        .bind(&origin.source)
-        .bind(&origin.run)
-        .bind(&origin.run_link)
-        .bind(&origin.logged_model)
-        .bind(&call.caller)
-        .execute(&mut *write.tx)
-        .await?;
-        insert_tags(&mut write.tx, &id.model, number, &draft.tags).await?;
-        let created = Change::made("version.create", version(&mut write.tx, &id).await?.outline());
-        write.record(Event { version: number, ..event(EventKind::VersionCreated, &id.model) }, created).await?;
-        write.announce(News::Version(number, draft)).await?;
-        if draft.origin.is_some() {
+        let id = write.add_version(draft).await?;
+        if let Some(origin) = &draft.origin {
             files::take(&mut write.tx, &id, &origin.source).await?;
             write.finalize(&id).await?;
         }
@@ -197,17 +162,7 @@ impl Store for Tables {
         let pending = version(&mut write.tx, of).await?;
         pending.must_accept(artifact)?;
         let before = pending.artifacts.into_iter().find(|other| other.path == artifact.path);
-        query(
-            "INSERT INTO artifacts (model, version, path, size, sha256) VALUES ($1, $2, $3, $4, $5)
-             ON CONFLICT (model, version, path) DO UPDATE SET size = excluded.size, sha256 = excluded.sha256",
-        )
-        .bind(of.model.as_str())
-        .bind(of.number)
-        .bind(artifact.path.as_str())
-        .bind(i64::try_from(artifact.size).map_err(anyhow::Error::from)?)
-        .bind(artifact.sha256.as_str())
-        .execute(&mut *write.tx)
-        .await?;
+        insert_artifacts(&mut write.tx, of, std::slice::from_ref(artifact)).await?;
         let put = Change::changed("version.put_artifact", before, artifact);
         write.record(Event { version: of.number, ..event(EventKind::VersionUpdated, &of.model) }, put).await?;
         write.commit(()).await

@@ -117,6 +117,8 @@ impl Registered for Tables {
              FROM versions WHERE model = $1",
             "UPDATE artifacts SET model = $2 WHERE model = $1",
             "UPDATE aliases SET model = $2 WHERE model = $1",
+            "UPDATE imports SET model = $2 WHERE model = $1",
+            "UPDATE holds SET model = $2 WHERE model = $1",
             "UPDATE tags SET model = $2 WHERE model = $1",
             "UPDATE alias_rules SET model = $2 WHERE model = $1",
             "UPDATE checks SET model = $2 WHERE model = $1",

@@ -17,7 +17,7 @@ use crate::store::{Call, REMEMBER_REQUESTS_MICROS, fingerprint};
 pub(in crate::store) struct Write {
     pub(in crate::store) tx: Transaction<'static, Db>,
     pub(super) now: Micros,
-    caller: String,
+    pub(super) caller: String,
     validate_only: bool,
     /// The sequence of the newest event.
     pub(super) sequence: i64,
