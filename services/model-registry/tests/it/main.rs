@@ -5,7 +5,9 @@
 mod clients;
 mod conformance;
 mod crash;
+mod logging;
 mod mlflow;
+mod pages;
 mod process;
 mod publishing;
 mod requests;

@@ -132,7 +132,11 @@ pub(super) fn push_orders(query: &mut QueryBuilder<Db>, place: &Place, orders: &
         match field {
             Field::Attribute(attribute) => {
                 let Some(column) = (place.column)(*attribute) else { continue };
-                query.push(format!("CASE WHEN {column} IS NULL THEN 1 ELSE 0 END, {column} {direction}, "));
+                // The one that may have no value: asked of the others, it would keep an index from giving the order.
+                if *attribute == Attribute::EndTime {
+                    query.push(format!("CASE WHEN {column} IS NULL THEN 1 ELSE 0 END, "));
+                }
+                query.push(format!("{column} {direction}, "));
             }
             Field::Metric(key) => {
                 push_of(query, "COALESCE((SELECT p.nan + 0", place.metrics, key, "), 2), ");
