@@ -21,7 +21,7 @@ use super::{data, load::Connection};
 use crate::Cli;
 
 /// How long `mlflow server` may take to answer.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a server is left alone before its memory is read.
 const IDLE: Duration = Duration::from_secs(2);
 

@@ -10,15 +10,8 @@ use url::Url;
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ([$($columns:expr),+], $from:literal) => {
-        concat!("(SELECT COALESCE(json_agg(json_build_array(", $($columns),+, ")), '[]')::text FROM ", $from, ")")
-    };
-}
-
-/// A number as a text that names it and no other.
-macro_rules! exact {
-    ($column:literal) => {
-        concat!($column, "::text")
+    ($columns:literal, $from:literal) => {
+        concat!("(SELECT COALESCE(json_agg(json_build_array(", $columns, ")), '[]')::text FROM ", $from, ")")
     };
 }
 

@@ -9,15 +9,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ([$($columns:expr),+], $from:literal) => {
-        concat!("(SELECT json_group_array(json_array(", $($columns),+, ")) FROM ", $from, ")")
-    };
-}
-
-/// A number as a text that names it and no other: SQLite's own JSON rounds.
-macro_rules! exact {
-    ($column:literal) => {
-        concat!("printf('%!.20g', ", $column, ")")
+    ($columns:literal, $from:literal) => {
+        concat!("(SELECT json_group_array(json_array(", $columns, ")) FROM ", $from, ")")
     };
 }
 

@@ -130,7 +130,7 @@ async fn the_latest_of_many_callers_is_the_latest(store: Store) {
     }
 }
 
-/// Numbers travel as texts where a run is read as a whole.
+/// Bit by bit, however large or small.
 async fn values_come_back_as_they_were(store: Store) {
     let run = run(&store, "run").await;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;

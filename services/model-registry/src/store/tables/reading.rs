@@ -12,9 +12,9 @@ use crate::store::rows::{ModelRow, VersionRow};
 const MODELS: &str = concat!(
     "SELECT m.name, m.description, m.create_time, m.update_time, m.revision,
             COALESCE((SELECT MAX(p.version) FROM versions p WHERE p.model = m.name), 0) AS latest_version, ",
-    rows_of!(["p.key, p.value"], "tags p WHERE p.model = m.name AND p.version = 0"),
+    rows_of!("p.key, p.value", "tags p WHERE p.model = m.name AND p.version = 0"),
     " AS tags, ",
-    rows_of!(["p.alias, p.version"], "aliases p WHERE p.model = m.name"),
+    rows_of!("p.alias, p.version", "aliases p WHERE p.model = m.name"),
     " AS aliases FROM "
 );
 
@@ -22,11 +22,11 @@ const MODELS: &str = concat!(
 const VERSIONS: &str = concat!(
     "SELECT v.model, v.version, v.description, v.task, v.signature, v.parameters, v.digest, v.source, v.run, v.run_link,
             v.logged_model, v.stage, v.create_time, v.update_time, v.revision, ",
-    rows_of!(["p.key, p.value"], "tags p WHERE p.model = v.model AND p.version = v.version"),
+    rows_of!("p.key, p.value", "tags p WHERE p.model = v.model AND p.version = v.version"),
     " AS tags, ",
-    rows_of!(["p.alias"], "aliases p WHERE p.model = v.model AND p.version = v.version"),
+    rows_of!("p.alias", "aliases p WHERE p.model = v.model AND p.version = v.version"),
     " AS aliases, ",
-    rows_of!(["p.path, p.size, p.sha256"], "artifacts p WHERE p.model = v.model AND p.version = v.version"),
+    rows_of!("p.path, p.size, p.sha256", "artifacts p WHERE p.model = v.model AND p.version = v.version"),
     " AS artifacts FROM "
 );
 

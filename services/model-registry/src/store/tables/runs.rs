@@ -7,7 +7,7 @@ use sqlx::{QueryBuilder, query};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::{Connection, Db, ROWS_AT_ONCE, Tables};
+use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::store::rows::{from_json, from_word, list, pairs, to_json, to_word};
@@ -25,21 +25,20 @@ const RUN_NAME: &str = "mlflow.runName";
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
 
-/// Runs with what they logged, whatever its amount, in one query; to be followed by a table of runs that is called `r`.
+/// Runs with what they logged but for metrics, whose values SQLite's JSON would round; to be followed by a table of runs
+/// that is called `r`.
 const WHOLE: &str = concat!(
     "SELECT r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted, ",
-    rows_of!(["p.key, p.value"], "params p WHERE p.run = r.id"),
+    rows_of!("p.key, p.value", "params p WHERE p.run = r.id"),
     " AS params, ",
-    rows_of!(["p.key, p.value"], "run_tags p WHERE p.run = r.id"),
+    rows_of!("p.key, p.value", "run_tags p WHERE p.run = r.id"),
     " AS tags, ",
-    rows_of!(["p.key, p.timestamp, p.step, p.nan, ", exact!("p.value")], "latest_metrics p WHERE p.run = r.id"),
-    " AS metrics, ",
     rows_of!(
-        ["p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags"],
+        "p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
         "run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
     ),
     " AS datasets, ",
-    rows_of!(["p.direction, p.model, p.step"], "run_models p WHERE p.run = r.id"),
+    rows_of!("p.direction, p.model, p.step", "run_models p WHERE p.run = r.id"),
     " AS models FROM "
 );
 
@@ -98,22 +97,15 @@ struct WholeRow {
     run: Row,
     params: String,
     tags: String,
-    metrics: String,
     datasets: String,
     models: String,
 }
 
 impl WholeRow {
     fn into_run(self) -> Result<Run> {
-        let Self { run, params, tags, metrics, datasets, models } = self;
+        let Self { run, params, tags, datasets, models } = self;
         let mut run = run.into_run()?;
         (run.params, run.tags) = (pairs(&params)?, pairs(&tags)?);
-        for (key, timestamp, step, nan, value) in list::<(String, i64, i64, i64, String)>(&metrics)? {
-            let value = value.parse().map_err(anyhow::Error::from)?;
-            let row = MetricRow { key, timestamp, step, value, nan };
-            run.metrics.push(row.into_metric());
-        }
-        run.metrics.sort_by(|a, b| a.key.cmp(&b.key));
         type Dataset = (String, String, String, String, Option<String>, Option<String>, String);
         for (name, digest, source_type, source, schema, profile, tags) in list::<Dataset>(&datasets)? {
             let tags = from_json(&tags)?;
@@ -163,7 +155,7 @@ impl Runs for Tables {
     }
 
     async fn run(&self, id: &str) -> Result<Run> {
-        find(&mut *self.reader().acquire().await?, id).await
+        find(&mut *self.read().await?, id).await
     }
 
     async fn runs(&self, search: &Search) -> Result<Page<Run>> {
@@ -171,6 +163,7 @@ impl Runs for Tables {
         if experiments.is_empty() {
             return Ok(Page { items: Vec::new(), next: None });
         }
+        let mut tx = self.read().await?;
         let mut query = QueryBuilder::<Db>::new(WHOLE);
         let mut ids = query.push("(SELECT * FROM runs WHERE experiment IN (").separated(", ");
         for id in experiments {
@@ -182,9 +175,9 @@ impl Runs for Tables {
         push_orders(&mut query, &PLACE, orders, "start_time DESC, id");
         push_page(&mut query, *offset, *limit);
         query.push(") AS r");
-        let rows: Vec<WholeRow> = query.build_query_as().fetch_all(self.reader()).await?;
+        let rows: Vec<WholeRow> = query.build_query_as().fetch_all(&mut *tx).await?;
         let Page { items, next } = Page::cut(rows, *offset, *limit);
-        Ok(Page { items: items.into_iter().map(WholeRow::into_run).collect::<Result<_>>()?, next })
+        Ok(Page { items: with_metrics(&mut tx, items).await?, next })
     }
 
     async fn change_run(&self, id: &str, change: &RunChange) -> Result<Run> {
@@ -291,8 +284,30 @@ async fn lock(tx: &mut Connection, id: &str) -> Result<Run> {
 async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
     let mut query = QueryBuilder::<Db>::new(WHOLE);
     query.push("runs AS r WHERE r.id = ").push_bind(id.to_owned());
-    let row: Option<WholeRow> = query.build_query_as().fetch_optional(&mut *tx).await?;
-    row.ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))?.into_run()
+    let rows = query.build_query_as().fetch_all(&mut *tx).await?;
+    with_metrics(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
+}
+
+/// Adds the latest values of metrics, in one query for a thousand runs.
+async fn with_metrics(tx: &mut Connection, rows: Vec<WholeRow>) -> Result<Vec<Run>> {
+    let mut runs = rows.into_iter().map(WholeRow::into_run).collect::<Result<Vec<_>>>()?;
+    for some in runs.chunks_mut(IDS_AT_ONCE) {
+        let mut query =
+            QueryBuilder::<Db>::new("SELECT run, key, timestamp, step, value, nan FROM latest_metrics WHERE run IN (");
+        let mut ids = query.separated(", ");
+        for run in &*some {
+            ids.push_bind(run.id.clone());
+        }
+        query.push(") ORDER BY run, key");
+        let mut by_id: HashMap<String, &mut Run> = some.iter_mut().map(|run| (run.id.clone(), run)).collect();
+        let found: Vec<(String, String, i64, i64, f64, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        for (run, key, timestamp, step, value, nan) in found {
+            if let Some(run) = by_id.get_mut(&run) {
+                run.metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
+            }
+        }
+    }
+    Ok(runs)
 }
 
 fn must_be(id: &str, state: &str) -> String {
