@@ -20,9 +20,9 @@ use crate::tracking::Batch;
 /// Calls that may wait; who comes then waits for a place, as for a free connection.
 const WAITING: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Calls of one commit, and values from which on no further call joins it.
+/// Calls of one commit, and values from which on no further call joins it: while some are written, others are read.
 const CALLS_AT_ONCE: usize = 256;
-const VALUES_AT_ONCE: usize = 20_000;
+const VALUES_AT_ONCE: usize = 4_000;
 
 /// The way in for what runs log.
 pub(super) struct Logging {

@@ -37,7 +37,7 @@ pub(super) fn push_conditions(query: &mut QueryBuilder<Db>, place: &Place, condi
             }
             Field::Tag(key) => push_pair(query, place.tags, key, *op, value),
             Field::Param(key) => push_pair(query, place.params, key, *op, value),
-            Field::Metric(key) => push_pair(query, place.metrics, key, *op, value),
+            Field::Metric(key) => push_metric(query, place.metrics, key, *op, value),
             Field::Dataset(field) => {
                 let column = match field {
                     DatasetField::Name => "p.name",
@@ -80,6 +80,17 @@ fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value:
         query.push(" AND ");
         push_comparison(query, "p.value", op, value);
     }
+    query.push(")");
+}
+
+/// As a list of owners that does not depend on the row at hand: an index of values gives it once, where a look at each row
+/// would cost most when few meet the condition.
+fn push_metric(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value: &Value) {
+    let tie = from.split_once(" WHERE ").and_then(|(table, tie)| Some((table, tie.split_once(" = ")?)));
+    let Some((table, (inner, owner))) = tie else { return push_never(query) };
+    query.push(format!("{owner} IN (SELECT {inner} FROM {table} WHERE p.key = ")).push_bind(key.to_owned());
+    query.push(" AND ");
+    push_comparison(query, "p.value", op, value);
     query.push(")");
 }
 
