@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Starts and stops the servers that tests talk to, on free ports of 127.0.0.1: PostgreSQL and SeaweedFS (S3).
 #
-# usage: servers.sh start [DIR] | env [DIR] | stop [DIR] | postgres-bin
+# usage: servers.sh start [DIR] | start-durable [DIR] | env [DIR] | stop [DIR] | postgres-bin
 #
 #   start         starts both and writes DIR/env (default .verdict/test-servers); prints what runs where
+#   start-durable starts PostgreSQL alone, with commits on disk before they are acknowledged
 #   env           prints DIR/env, for: eval "$(scripts/servers.sh env)"
 #   stop          stops both by pid and removes what they kept
 #   postgres-bin  prints the directory of PostgreSQL's server programs
 #
 # A server the environment already names (TEST_POSTGRES_URL, TEST_S3_ENDPOINT) is used as it is and not started.
-# Nothing here is durable: PostgreSQL runs without fsync, and stop removes all data.
+# PostgreSQL runs without fsync unless it is started durable, and stop removes all data.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -47,6 +48,7 @@ as_postgres() {
   fi
 }
 
+# $2: further settings of the server.
 start_postgres() {
   local dir=$1 bin data port password
   bin=$(postgres_bin)
@@ -62,7 +64,7 @@ start_postgres() {
   rm -f "$data.password"
   # shellcheck disable=SC2024 # the log belongs to us, not to user postgres
   as_postgres "$bin/pg_ctl" -D "$data" -w -t "$start_timeout_seconds" -l "$data/server.log" -o \
-    "-p $port -h 127.0.0.1 -c unix_socket_directories='' -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=300" \
+    "-p $port -h 127.0.0.1 -c unix_socket_directories='' -c max_connections=300 $2" \
     start >"$dir/pg_ctl.log" 2>&1 || { cat "$dir/pg_ctl.log" "$data/server.log" >&2; die "PostgreSQL did not start"; }
   head -1 "$data/postmaster.pid" >"$dir/postgres.pid"
   echo "export TEST_POSTGRES_URL=postgres://postgres:$password@127.0.0.1:$port/postgres" >>"$dir/env"
@@ -129,13 +131,15 @@ stop_pid() {
 }
 
 start() {
-  local dir=$1
+  local dir=$1 mode=$2 settings=
+  [[ $mode == start-durable ]] || settings="-c fsync=off -c synchronous_commit=off -c full_page_writes=off"
   [[ ! -e $dir/env ]] || die "servers are running already ($dir/env); stop them with: scripts/servers.sh stop $dir"
   mkdir -p "$dir"
   trap 'stop "$dir"' EXIT
   : >"$dir/env"
   chmod 600 "$dir/env"
-  if [[ -n ${TEST_POSTGRES_URL:-} ]]; then echo "PostgreSQL: TEST_POSTGRES_URL" >&2; else start_postgres "$dir"; fi
+  if [[ -n ${TEST_POSTGRES_URL:-} ]]; then echo "PostgreSQL: TEST_POSTGRES_URL" >&2; else start_postgres "$dir" "$settings"; fi
+  [[ $mode == start ]] || { trap - EXIT; return; }
   if [[ -n ${TEST_S3_ENDPOINT:-} ]]; then echo "S3: $TEST_S3_ENDPOINT" >&2; else start_seaweed "$dir"; fi
   trap - EXIT
 }
@@ -156,12 +160,12 @@ stop() {
 
 dir=${2:-$root/.verdict/test-servers}
 case ${1:-} in
-  start) start "$dir" ;;
+  start | start-durable) start "$dir" "$1" ;;
   env) cat "$dir/env" 2>/dev/null || die "no servers are running; start them with: scripts/servers.sh start" ;;
   stop) stop "$dir" ;;
   postgres-bin) postgres_bin ;;
   *)
-    sed -n '4,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '4,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

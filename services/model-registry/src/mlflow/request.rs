@@ -158,11 +158,23 @@ impl Fields {
 
     /// A list of objects.
     pub(super) fn objects(&self, name: &str) -> Result<Vec<Self>> {
-        let object = |value: Value| match value {
+        self.list(name)?.into_iter().map(|value| Self::of(name, value)).collect()
+    }
+
+    /// Takes a list of objects out: it may be long.
+    pub(super) fn take_objects(&mut self, name: &str) -> Result<Vec<Self>> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(values)) => values.into_iter().map(|value| Self::of(name, value)).collect(),
+            Some(other) => Err(wrong_type(name, &other)),
+        }
+    }
+
+    fn of(name: &str, value: Value) -> Result<Self> {
+        match value {
             Value::Object(fields) => Ok(Self(fields)),
             other => Err(wrong_type(name, &other)),
-        };
-        self.list(name)?.into_iter().map(object).collect()
+        }
     }
 
     /// An object.

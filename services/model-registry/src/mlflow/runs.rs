@@ -154,9 +154,9 @@ async fn set_tag(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     log(&mlflow, &run, Batch { tags: vec![(key, value)], ..Batch::default() }).await
 }
 
-async fn log_batch(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
+async fn log_batch(State(mlflow): State<Mlflow>, mut fields: Fields) -> Answer {
     let run = fields.run_id()?;
-    let metrics = fields.objects("metrics")?;
+    let metrics = fields.take_objects("metrics")?;
     let read = |(index, fields): (usize, &Fields)| metric(fields, &format!("metrics[{index}]."));
     let batch = Batch {
         metrics: metrics.iter().enumerate().map(read).collect::<Result<_, _>>()?,

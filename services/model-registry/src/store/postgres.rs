@@ -3,8 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use url::Url;
+
+/// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
+/// it in one query.
+macro_rules! rows_of {
+    ($columns:literal, $from:literal) => {
+        concat!("(SELECT COALESCE(json_agg(json_build_array(", $columns, ")), '[]')::text FROM ", $from, ")")
+    };
+}
 
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 #[path = "tables/mod.rs"]
@@ -28,6 +37,11 @@ const MATCHES: &str = "~";
 /// The attributes of spans as texts: trace, key, value.
 const SPAN_ATTRIBUTES: &str = "(SELECT spans.trace AS trace, e.key AS key, e.value AS value
     FROM spans, json_each_text(CAST(spans.content AS json) -> 'attributes') e)";
+/// Runs that others may read and log to, but not delete; in one order, so that no two transactions wait for each other.
+const LOCK_RUNS: &str = " ORDER BY id FOR SHARE";
+
+/// How many groups of callers may be written at once.
+const GROUPS: usize = 2;
 
 /// Every write waits for the one before it. A replica that died in the middle of its own must not hold up the others until
 /// TCP gives it up.
@@ -35,6 +49,9 @@ const GIVE_UP: [(&str, &str); 2] = [("lock_timeout", "5s"), ("idle_in_transactio
 
 /// How long a call waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection that was idle for longer is asked whether it still lives before it is used.
+const ASK_AFTER_IDLE: Duration = Duration::from_secs(1);
 
 /// The parser's own message may quote the URL with its password: it is left out.
 fn quotes_the_password(_: sqlx::Error) -> anyhow::Error {
@@ -50,7 +67,17 @@ pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<
     let options = options.options(GIVE_UP);
     // Apart, so that writes that wait for each other leave connections to reads.
     let writers = connections.div_ceil(2);
-    let pool = |size: u32| PgPoolOptions::new().max_connections(size.max(1)).acquire_timeout(ACQUIRE_TIMEOUT);
+    let pool = |size: u32| {
+        let options = PgPoolOptions::new().max_connections(size.max(1)).acquire_timeout(ACQUIRE_TIMEOUT);
+        options.test_before_acquire(false).before_acquire(|connection, known| {
+            Box::pin(async move {
+                if known.idle_for > ASK_AFTER_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+    };
     let context = || format!("DATABASE_URL: cannot connect to PostgreSQL at {host}");
     let writer = pool(writers).connect_with(options.clone()).await.with_context(context)?;
     let reader = pool(connections - writers).connect_lazy_with(options);

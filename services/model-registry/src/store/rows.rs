@@ -9,29 +9,32 @@ use crate::error::Result;
 use crate::model::{Artifact, Event, Micros, Model, Origin, Version};
 use crate::names::{ArtifactPath, ModelName, Sha256Hex, VersionId};
 
+/// A model; what stands in other tables is JSON, as are versions.
 #[derive(sqlx::FromRow)]
 pub(super) struct ModelRow {
-    pub(super) name: String,
+    name: String,
     description: String,
     latest_version: i64,
     create_time: i64,
     update_time: i64,
     revision: i64,
+    tags: String,
+    aliases: String,
 }
 
 impl ModelRow {
-    pub(super) fn into_model(self, tags: BTreeMap<String, String>, aliases: BTreeMap<String, i64>) -> Model {
-        let Self { name, description, latest_version, create_time, update_time, revision } = self;
-        Model {
+    pub(super) fn into_model(self) -> Result<Model> {
+        let Self { name, description, latest_version, create_time, update_time, revision, tags, aliases } = self;
+        Ok(Model {
             name: ModelName::stored(name),
             description,
-            tags,
-            aliases,
+            tags: pairs(&tags)?,
+            aliases: pairs(&aliases)?,
             latest_version,
             create_time: Micros(create_time),
             update_time: Micros(update_time),
             revision,
-        }
+        })
     }
 }
 
@@ -53,22 +56,13 @@ pub(super) struct VersionRow {
     create_time: i64,
     update_time: i64,
     revision: i64,
-}
-
-/// What belongs to a version and stands in other tables.
-#[derive(Default)]
-pub(super) struct VersionParts {
-    pub(super) tags: BTreeMap<String, String>,
-    pub(super) artifacts: Vec<Artifact>,
-    pub(super) aliases: Vec<String>,
+    tags: String,
+    aliases: String,
+    artifacts: String,
 }
 
 impl VersionRow {
-    pub(super) fn id(&self) -> (String, i64) {
-        (self.model.clone(), self.version)
-    }
-
-    pub(super) fn into_version(self, parts: VersionParts) -> Result<Version> {
+    pub(super) fn into_version(self) -> Result<Version> {
         let Self {
             model,
             version,
@@ -86,15 +80,26 @@ impl VersionRow {
             create_time,
             update_time,
             revision,
+            tags,
+            aliases,
+            artifacts,
         } = self;
-        let VersionParts { tags, artifacts, aliases } = parts;
+        let mut aliases: Vec<String> = list::<(String,)>(&aliases)?.into_iter().map(|(alias,)| alias).collect();
+        aliases.sort();
+        let artifact = |(path, size, sha256): (String, u64, String)| Artifact {
+            path: ArtifactPath::stored(path),
+            size,
+            sha256: Sha256Hex::stored(sha256),
+        };
+        let mut artifacts: Vec<Artifact> = list(&artifacts)?.into_iter().map(artifact).collect();
+        artifacts.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(Version {
             id: VersionId { model: ModelName::stored(model), number: version },
             description,
             task: from_word(task)?,
             signature: signature.as_deref().map(from_json).transpose()?,
             parameters: from_json(&parameters)?,
-            tags,
+            tags: pairs(&tags)?,
             artifacts,
             digest,
             aliases,
@@ -108,22 +113,14 @@ impl VersionRow {
     }
 }
 
-#[derive(sqlx::FromRow)]
-pub(super) struct ArtifactRow {
-    model: String,
-    version: i64,
-    path: String,
-    size: i64,
-    sha256: String,
+/// Reads the rows of another table; mostly there are none.
+pub(super) fn list<T: DeserializeOwned>(json: &str) -> Result<Vec<T>> {
+    if json == "[]" { Ok(Vec::new()) } else { from_json(json) }
 }
 
-impl ArtifactRow {
-    /// The version it belongs to, and the file.
-    pub(super) fn into_artifact(self) -> ((String, i64), Artifact) {
-        let Self { model, version, path, size, sha256 } = self;
-        let (path, sha256) = (ArtifactPath::stored(path), Sha256Hex::stored(sha256));
-        ((model, version), Artifact { path, size: size.unsigned_abs(), sha256 })
-    }
+/// Reads rows of a key and a value.
+pub(super) fn pairs<T: DeserializeOwned>(json: &str) -> Result<BTreeMap<String, T>> {
+    Ok(list(json)?.into_iter().collect())
 }
 
 #[derive(sqlx::FromRow)]

@@ -6,6 +6,14 @@ use std::time::Duration;
 use anyhow::Context;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
+/// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
+/// it in one query.
+macro_rules! rows_of {
+    ($columns:literal, $from:literal) => {
+        concat!("(SELECT json_group_array(json_array(", $columns, ")) FROM ", $from, ")")
+    };
+}
+
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 #[path = "tables/mod.rs"]
 mod tables;
@@ -28,10 +36,17 @@ const MATCHES: &str = "REGEXP";
 const SPAN_ATTRIBUTES: &str = "(SELECT spans.trace AS trace, e.key AS key, CASE e.type WHEN 'true' THEN 'true'
     WHEN 'false' THEN 'false' ELSE CAST(e.value AS TEXT) END AS value
     FROM spans, json_each(spans.content, '$.attributes') e)";
+/// As above.
+const LOCK_RUNS: &str = "";
+
+/// How many groups of callers may be written at once.
+const GROUPS: usize = 1;
 
 /// How long a write waits for another process (a backup, a second registry) to finish its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
+/// Rows a query may be ahead of who reads them: each time it must wait costs more than a row.
+const ROWS_AHEAD: usize = 512;
 
 /// Opens the file at `path`, making it and its tables where missing. A commit is on disk when it returns.
 pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
@@ -47,15 +62,17 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         .foreign_keys(true)
         .pragma("case_sensitive_like", "ON")
         .with_regexp()
-        .busy_timeout(BUSY_TIMEOUT);
-    let writer =
-        SqlitePoolOptions::new().max_connections(1).connect_with(options.clone()).await.with_context(context)?;
+        .busy_timeout(BUSY_TIMEOUT)
+        .row_buffer_size(ROWS_AHEAD);
+    // A file does not go away between two calls.
+    let pool = |size| SqlitePoolOptions::new().max_connections(size).test_before_acquire(false);
+    let writer = pool(1).connect_with(options.clone()).await.with_context(context)?;
     sqlx::migrate!("migrations/sqlite").run(&writer).await.with_context(context)?;
     // The process that had taken these on is this one's predecessor: it has ended.
     sqlx::query("UPDATE webhooks SET lease_until = 0 WHERE lease_until <> 0")
         .execute(&writer)
         .await
         .with_context(context)?;
-    let reader = SqlitePoolOptions::new().max_connections(READERS).connect_with(options).await.with_context(context)?;
+    let reader = pool(READERS).connect_with(options).await.with_context(context)?;
     Ok(SqliteStore::new(writer, reader))
 }

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 use serde_json::json;
-use sqlx::{QueryBuilder, query, query_as, query_scalar};
+use sqlx::{QueryBuilder, query, query_scalar};
 
-use super::reading::{find_model, version, versions_of};
+use super::reading::{find_model, select_versions, version, versions};
 use super::{Begun, Connection, Db, ROWS_AT_ONCE, Tables, Write, event, insert_tags};
 use crate::archive::{Arrival, Provenance, Transfers};
 use crate::audit::Change;
@@ -88,16 +88,13 @@ pub(super) async fn insert_artifacts(tx: &mut Connection, of: &VersionId, artifa
 /// Finds the newest READY version with the same content as the one that arrives.
 async fn same(tx: &mut Connection, model: &ModelName, arrival: &Arrival) -> Result<Option<Version>> {
     let VersionDraft { task, signature, parameters, .. } = &arrival.draft;
-    let ids: Vec<(String, i64)> =
-        query_as("SELECT model, version FROM versions WHERE model = $1 AND digest = $2 ORDER BY version DESC")
-            .bind(model.as_str())
-            .bind(digest(&arrival.artifacts))
-            .fetch_all(&mut *tx)
-            .await?;
+    let mut query = select_versions();
+    query.push("versions AS v WHERE v.model = ").push_bind(model.as_str());
+    query.push(" AND v.digest = ").push_bind(digest(&arrival.artifacts)).push(" ORDER BY v.version DESC");
     let is_same = |version: &Version| {
         version.task == *task && version.signature == *signature && version.parameters == *parameters
     };
-    Ok(versions_of(tx, &ids).await?.into_iter().find(is_same))
+    Ok(versions(tx, query).await?.into_iter().find(is_same))
 }
 
 #[async_trait]

@@ -91,7 +91,9 @@ impl Imports for Tables {
             runs::set_tags(&mut tx, &run.id, some).await?;
         }
         for metrics in history {
-            runs::add_metrics(&mut tx, &run.id, &metrics?).await?;
+            let metrics = metrics?;
+            let of_run: Vec<_> = metrics.iter().map(|metric| (run.id.as_str(), metric)).collect();
+            runs::add_metrics(&mut tx, &of_run).await?;
         }
         for dataset in &run.datasets {
             runs::add_dataset(&mut tx, run, dataset).await?;

@@ -1,9 +1,9 @@
 //! Deployments, and the versions around a version.
 
 use async_trait::async_trait;
-use sqlx::{QueryBuilder, query, query_as};
+use sqlx::{QueryBuilder, query};
 
-use super::reading::{version, versions_of};
+use super::reading::{select_versions, version, versions};
 use super::{Db, IDS_AT_ONCE, Tables};
 use crate::error::Result;
 use crate::lineage::{Deployment, Filter, Lineage, Report, Serving};
@@ -136,25 +136,20 @@ impl Lineage for Tables {
     }
 
     async fn versions_of_run(&self, run: &str) -> Result<Vec<Version>> {
-        let mut tx = self.read().await?;
-        let ids: Vec<(String, i64)> =
-            query_as("SELECT model, version FROM versions WHERE run = $1 ORDER BY model, version LIMIT 1000")
-                .bind(run)
-                .fetch_all(&mut *tx)
-                .await?;
-        versions_of(&mut tx, &ids).await
+        let mut query = select_versions();
+        query.push("versions AS v WHERE v.run = ").push_bind(run);
+        query.push(" ORDER BY v.model, v.version LIMIT 1000");
+        versions(&mut *self.reader().acquire().await?, query).await
     }
 
     async fn copies(&self, of: &VersionId) -> Result<Vec<Version>> {
         let mut tx = self.read().await?;
         let itself = version(&mut tx, of).await?;
-        let ids: Vec<(String, i64)> =
-            query_as("SELECT model, version FROM versions WHERE source = $1 ORDER BY model, version LIMIT 999")
-                .bind(format!("models:/{of}"))
-                .fetch_all(&mut *tx)
-                .await?;
+        let mut query = select_versions();
+        query.push("versions AS v WHERE v.source = ").push_bind(format!("models:/{of}"));
+        query.push(" ORDER BY v.model, v.version LIMIT 999");
         let mut all = vec![itself];
-        all.extend(versions_of(&mut tx, &ids).await?);
+        all.extend(versions(&mut tx, query).await?);
         Ok(all)
     }
 }

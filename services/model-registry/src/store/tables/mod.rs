@@ -7,9 +7,9 @@ use serde_json::json;
 use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 
 use self::adding::insert_artifacts;
-use self::reading::{find_model, model, version, versions_of, with_parts_of_models};
+use self::reading::{find_model, model, models, referenced, select_models, select_versions, version, versions};
 use self::write::{Begun, Write, event};
-use super::{BEGIN_READ, BEGIN_WRITE, Db, LOCK_EXPERIMENTS, MATCHES, SPAN_ATTRIBUTES};
+use super::{BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MATCHES, SPAN_ATTRIBUTES};
 use crate::audit::Change;
 use crate::error::{Entity, Error, Result};
 use crate::model::{
@@ -41,6 +41,8 @@ mod lineage;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod logged_models;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod logging;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod protection;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod reading;
@@ -67,11 +69,13 @@ pub(super) type Connection = <Db as sqlx::Database>::Connection;
 pub struct Tables {
     writer: Pool<Db>,
     reader: Pool<Db>,
+    logging: logging::Logging,
 }
 
 impl Tables {
     pub(super) fn new(writer: Pool<Db>, reader: Pool<Db>) -> Self {
-        Self { writer, reader }
+        let logging = logging::Logging::start(&writer);
+        Self { writer, reader, logging }
     }
 
     pub(super) async fn read(&self) -> Result<Transaction<'static, Db>> {
@@ -104,21 +108,14 @@ impl Store for Tables {
     }
 
     async fn model(&self, name: &ModelName) -> Result<Model> {
-        model(&mut *self.read().await?, name).await
+        model(&mut *self.reader.acquire().await?, name).await
     }
 
     async fn models(&self, after: Option<&ModelName>, limit: u32) -> Result<Vec<Model>> {
-        let mut tx = self.read().await?;
-        let rows = query_as(
-            "SELECT name, description, create_time, update_time, revision,
-                    COALESCE((SELECT MAX(version) FROM versions WHERE model = name), 0) AS latest_version
-             FROM models WHERE name > $1 ORDER BY name LIMIT $2",
-        )
-        .bind(after.map_or("", ModelName::as_str))
-        .bind(i64::from(limit))
-        .fetch_all(&mut *tx)
-        .await?;
-        with_parts_of_models(&mut tx, rows).await
+        let mut query = select_models();
+        query.push("models AS m WHERE m.name > ").push_bind(after.map_or("", ModelName::as_str).to_owned());
+        query.push(" ORDER BY m.name LIMIT ").push_bind(i64::from(limit));
+        models(&mut *self.reader.acquire().await?, query).await
     }
 
     async fn delete_model(&self, call: &Call, name: &ModelName, force: bool) -> Result<()> {
@@ -186,30 +183,20 @@ impl Store for Tables {
     }
 
     async fn version(&self, reference: &Reference) -> Result<Version> {
-        let mut tx = self.read().await?;
-        let (model_name, alias) = match reference {
-            Reference::Number(id) => return version(&mut tx, id).await,
-            Reference::Alias { model, alias } => (model, alias),
-        };
-        let Some(number) = alias_target(&mut tx, model_name, alias.as_str()).await? else {
-            model(&mut tx, model_name).await?;
-            return Err(Error::NotFound(Entity::Alias { model: model_name.clone(), alias: alias.clone() }));
-        };
-        version(&mut tx, &VersionId { model: model_name.clone(), number }).await
+        referenced(&mut *self.reader.acquire().await?, reference).await
     }
 
     async fn versions(&self, of: &ModelName, below: Option<i64>, limit: u32) -> Result<Vec<Version>> {
         let mut tx = self.read().await?;
-        model(&mut tx, of).await?;
-        let ids: Vec<(String, i64)> = query_as(
-            "SELECT model, version FROM versions WHERE model = $1 AND version < $2 ORDER BY version DESC LIMIT $3",
-        )
-        .bind(of.as_str())
-        .bind(below.unwrap_or(i64::MAX))
-        .bind(i64::from(limit))
-        .fetch_all(&mut *tx)
-        .await?;
-        versions_of(&mut tx, &ids).await
+        let mut query = select_versions();
+        query.push("versions AS v WHERE v.model = ").push_bind(of.as_str().to_owned());
+        query.push(" AND v.version < ").push_bind(below.unwrap_or(i64::MAX));
+        query.push(" ORDER BY v.version DESC LIMIT ").push_bind(i64::from(limit));
+        let found = versions(&mut tx, query).await?;
+        if found.is_empty() {
+            model(&mut tx, of).await?;
+        }
+        Ok(found)
     }
 
     async fn delete_version(&self, call: &Call, of: &VersionId, with_aliases: bool) -> Result<()> {
@@ -414,11 +401,10 @@ impl Write {
     /// Removes an alias that is there, unless it is protected.
     async fn remove_alias(&mut self, model: &ModelName, alias: &str) -> Result<()> {
         self.must_not_be_protected(model, alias).await?;
-        let was = alias_target(&mut self.tx, model, alias).await?;
-        query("DELETE FROM aliases WHERE model = $1 AND alias = $2")
+        let was: Option<i64> = query_scalar("DELETE FROM aliases WHERE model = $1 AND alias = $2 RETURNING version")
             .bind(model.as_str())
             .bind(alias)
-            .execute(&mut *self.tx)
+            .fetch_optional(&mut *self.tx)
             .await?;
         let removed = Event {
             alias: alias.to_owned(),
@@ -427,15 +413,6 @@ impl Write {
         };
         self.record(removed, Change::removed("alias.delete", json!({"version": was}))).await
     }
-}
-
-async fn alias_target(tx: &mut Connection, model: &ModelName, alias: &str) -> Result<Option<i64>> {
-    let target = query_scalar("SELECT version FROM aliases WHERE model = $1 AND alias = $2")
-        .bind(model.as_str())
-        .bind(alias)
-        .fetch_optional(&mut *tx)
-        .await?;
-    Ok(target)
 }
 
 async fn insert_tags(

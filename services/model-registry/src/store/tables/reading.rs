@@ -1,118 +1,91 @@
-//! Models and versions as a whole: rows and what belongs to them.
+//! Models and versions as a whole: each row comes with what belongs to it, so that a page of any size is one query.
 
-use std::collections::BTreeMap;
+use sqlx::QueryBuilder;
 
-use sqlx::{QueryBuilder, query_as};
-
-use super::{Connection, Db, IDS_AT_ONCE};
+use super::{Connection, Db};
 use crate::error::{Entity, Error, Result};
 use crate::model::{Model, Version};
-use crate::names::{ModelName, VersionId};
-use crate::store::rows::{ArtifactRow, ModelRow, VersionParts, VersionRow};
+use crate::names::{ModelName, Reference, VersionId};
+use crate::store::rows::{ModelRow, VersionRow};
+
+/// To be followed by a table of models that is called `m`.
+const MODELS: &str = concat!(
+    "SELECT m.name, m.description, m.create_time, m.update_time, m.revision,
+            COALESCE((SELECT MAX(p.version) FROM versions p WHERE p.model = m.name), 0) AS latest_version, ",
+    rows_of!("p.key, p.value", "tags p WHERE p.model = m.name AND p.version = 0"),
+    " AS tags, ",
+    rows_of!("p.alias, p.version", "aliases p WHERE p.model = m.name"),
+    " AS aliases FROM "
+);
+
+/// To be followed by a table of versions that is called `v`.
+const VERSIONS: &str = concat!(
+    "SELECT v.model, v.version, v.description, v.task, v.signature, v.parameters, v.digest, v.source, v.run, v.run_link,
+            v.logged_model, v.author, v.stage, v.create_time, v.update_time, v.revision, ",
+    rows_of!("p.key, p.value", "tags p WHERE p.model = v.model AND p.version = v.version"),
+    " AS tags, ",
+    rows_of!("p.alias", "aliases p WHERE p.model = v.model AND p.version = v.version"),
+    " AS aliases, ",
+    rows_of!("p.path, p.size, p.sha256", "artifacts p WHERE p.model = v.model AND p.version = v.version"),
+    " AS artifacts FROM "
+);
+
+/// Begins a query for models: what follows names the table `m`.
+pub(super) fn select_models() -> QueryBuilder<Db> {
+    QueryBuilder::new(MODELS)
+}
+
+/// Begins a query for versions: what follows names the table `v`.
+pub(super) fn select_versions() -> QueryBuilder<Db> {
+    QueryBuilder::new(VERSIONS)
+}
+
+pub(super) async fn models(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Model>> {
+    let rows: Vec<ModelRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+    rows.into_iter().map(ModelRow::into_model).collect()
+}
+
+pub(super) async fn versions(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Version>> {
+    let rows: Vec<VersionRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+    rows.into_iter().map(VersionRow::into_version).collect()
+}
 
 pub(super) async fn model(tx: &mut Connection, name: &ModelName) -> Result<Model> {
     find_model(tx, name).await?.ok_or_else(|| Error::NotFound(Entity::Model(name.clone())))
 }
 
 pub(super) async fn find_model(tx: &mut Connection, name: &ModelName) -> Result<Option<Model>> {
-    let row = query_as(
-        "SELECT name, description, create_time, update_time, revision,
-                COALESCE((SELECT MAX(version) FROM versions WHERE model = name), 0) AS latest_version
-         FROM models WHERE name = $1",
-    )
-    .bind(name.as_str())
-    .fetch_all(&mut *tx)
-    .await?;
-    Ok(with_parts_of_models(tx, row).await?.pop())
-}
-
-/// Adds tags and aliases to rows.
-pub(super) async fn with_parts_of_models(tx: &mut Connection, rows: Vec<ModelRow>) -> Result<Vec<Model>> {
-    let mut aliases: BTreeMap<String, BTreeMap<String, i64>> = BTreeMap::new();
-    let mut tags: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
-    for some in rows.chunks(IDS_AT_ONCE) {
-        let mut query = of_models("SELECT model, alias, version FROM aliases WHERE ", some);
-        let found: Vec<(String, String, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        for (model, alias, version) in found {
-            aliases.entry(model).or_default().insert(alias, version);
-        }
-        let mut query = of_models("SELECT model, key, value FROM tags WHERE version = 0 AND ", some);
-        let found: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        for (model, key, value) in found {
-            tags.entry(model).or_default().insert(key, value);
-        }
-    }
-    let with_parts = |row: ModelRow| {
-        let (tags, aliases) = (tags.remove(&row.name), aliases.remove(&row.name));
-        row.into_model(tags.unwrap_or_default(), aliases.unwrap_or_default())
-    };
-    Ok(rows.into_iter().map(with_parts).collect())
-}
-
-fn of_models(select: &'static str, rows: &[ModelRow]) -> QueryBuilder<Db> {
-    let mut query = QueryBuilder::<Db>::new(select);
-    let mut names = query.push("model IN (").separated(", ");
-    for row in rows {
-        names.push_bind(row.name.clone());
-    }
-    query.push(")");
-    query
+    let mut query = select_models();
+    query.push("models AS m WHERE m.name = ").push_bind(name.as_str().to_owned());
+    Ok(models(tx, query).await?.pop())
 }
 
 pub(super) async fn version(tx: &mut Connection, id: &VersionId) -> Result<Version> {
-    let wanted = [(id.model.as_str().to_owned(), id.number)];
-    if let Some(version) = versions_of(tx, &wanted).await?.pop() {
+    let mut query = select_versions();
+    query.push("versions AS v WHERE v.model = ").push_bind(id.model.as_str().to_owned());
+    query.push(" AND v.version = ").push_bind(id.number);
+    if let Some(version) = versions(tx, query).await?.pop() {
         return Ok(version);
     }
     model(tx, &id.model).await?;
     Err(Error::NotFound(Entity::Version(id.clone())))
 }
 
-/// The versions with these models and numbers, in this order, in four queries for a thousand; what is gone is left out.
-pub(super) async fn versions_of(tx: &mut Connection, ids: &[(String, i64)]) -> Result<Vec<Version>> {
-    let mut found: BTreeMap<(String, i64), Version> = BTreeMap::new();
-    for some in ids.chunks(IDS_AT_ONCE) {
-        let mut parts: BTreeMap<(String, i64), VersionParts> = BTreeMap::new();
-        let mut query = of_versions("SELECT model, version, path, size, sha256 FROM artifacts", some);
-        query.push(" ORDER BY path");
-        for artifact in query.build_query_as::<ArtifactRow>().fetch_all(&mut *tx).await? {
-            let (id, artifact) = artifact.into_artifact();
-            parts.entry(id).or_default().artifacts.push(artifact);
-        }
-        let mut query = of_versions("SELECT model, version, key, value FROM tags", some);
-        let tags: Vec<(String, i64, String, String)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        for (model, version, key, value) in tags {
-            parts.entry((model, version)).or_default().tags.insert(key, value);
-        }
-        let mut query = of_versions("SELECT model, version, alias FROM aliases", some);
-        query.push(" ORDER BY alias");
-        let aliases: Vec<(String, i64, String)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        for (model, version, alias) in aliases {
-            parts.entry((model, version)).or_default().aliases.push(alias);
-        }
-        let mut query = of_versions(
-            "SELECT model, version, description, task, signature, parameters, digest, source, run, run_link, logged_model,
-                    author, stage, create_time, update_time, revision
-             FROM versions",
-            some,
-        );
-        for row in query.build_query_as::<VersionRow>().fetch_all(&mut *tx).await? {
-            let id = row.id();
-            let parts = parts.remove(&id).unwrap_or_default();
-            found.insert(id, row.into_version(parts)?);
-        }
-    }
-    Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
-}
-
-fn of_versions(select: &'static str, ids: &[(String, i64)]) -> QueryBuilder<Db> {
-    let mut query = QueryBuilder::<Db>::new(select);
-    query.push(" WHERE (model, version) IN (VALUES ");
-    let mut list = query.separated(", ");
-    for (model, version) in ids {
-        list.push("(").push_bind_unseparated(model.clone());
-        list.push_unseparated(", ").push_bind_unseparated(*version).push_unseparated(")");
-    }
-    query.push(")");
+/// Finds a version by number or alias.
+pub(super) async fn referenced(tx: &mut Connection, reference: &Reference) -> Result<Version> {
+    let (name, alias) = match reference {
+        Reference::Number(id) => return version(tx, id).await,
+        Reference::Alias { model, alias } => (model, alias),
+    };
+    let mut query = select_versions();
+    query.push("versions AS v WHERE v.model = ").push_bind(name.as_str().to_owned());
     query
+        .push(" AND v.version = (SELECT p.version FROM aliases p WHERE p.model = ")
+        .push_bind(name.as_str().to_owned());
+    query.push(" AND p.alias = ").push_bind(alias.as_str().to_owned()).push(")");
+    if let Some(version) = versions(tx, query).await?.pop() {
+        return Ok(version);
+    }
+    model(tx, name).await?;
+    Err(Error::NotFound(Entity::Alias { model: name.clone(), alias: alias.clone() }))
 }

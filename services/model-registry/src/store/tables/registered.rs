@@ -2,21 +2,21 @@
 
 use async_trait::async_trait;
 use serde_json::json;
-use sqlx::{QueryBuilder, query, query_scalar};
+use sqlx::{query, query_scalar};
 
 use super::reading::{
-    find_model, model as model_named, version as version_numbered, versions_of, with_parts_of_models,
+    find_model, model as model_named, models, select_models, select_versions, version as version_numbered, versions,
 };
 use super::searching::{Place, push_conditions, push_orders, push_page};
 use super::write::{Write, event};
-use super::{Db, IDS_AT_ONCE, Tables};
+use super::{IDS_AT_ONCE, Tables};
 use crate::audit::{Change, alias_resource};
 use crate::error::{Error, Result};
 use crate::model::{Event, EventKind, Model, Stage, Version};
 use crate::names::{ModelName, VersionId};
 use crate::search::Attribute;
 use crate::store::Call;
-use crate::store::rows::{ModelRow, to_word};
+use crate::store::rows::to_word;
 use crate::tracking::{Page, Registered, Search};
 
 const MODELS: Place = Place {
@@ -54,47 +54,51 @@ const VERSIONS: Place = Place {
 impl Registered for Tables {
     async fn search_models(&self, search: &Search) -> Result<Page<Model>> {
         let Search { conditions, orders, offset, limit, .. } = search;
-        let mut tx = self.read().await?;
-        let mut query = QueryBuilder::<Db>::new(
-            "SELECT name, description, create_time, update_time, revision,
-                    COALESCE((SELECT MAX(version) FROM versions WHERE model = name), 0) AS latest_version
-             FROM models WHERE 1 = 1",
-        );
+        let mut query = select_models();
+        query.push("(SELECT * FROM models WHERE 1 = 1");
         push_conditions(&mut query, &MODELS, conditions);
         push_orders(&mut query, &MODELS, orders, "name ASC");
         push_page(&mut query, *offset, *limit);
-        let rows: Vec<ModelRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-        let page = Page::cut(rows, *offset, *limit);
-        Ok(Page { items: with_parts_of_models(&mut tx, page.items).await?, next: page.next })
+        query.push(") AS m");
+        let found = models(&mut *self.reader().acquire().await?, query).await?;
+        Ok(Page::cut(found, *offset, *limit))
     }
 
     async fn search_versions(&self, search: &Search) -> Result<Page<Version>> {
         let Search { conditions, orders, offset, limit, .. } = search;
-        let mut tx = self.read().await?;
-        let mut query = QueryBuilder::<Db>::new("SELECT model, version FROM versions WHERE 1 = 1");
+        let mut query = select_versions();
+        query.push("(SELECT * FROM versions WHERE 1 = 1");
         push_conditions(&mut query, &VERSIONS, conditions);
         let last =
             if orders.is_empty() { "update_time DESC, model ASC, version DESC" } else { "model ASC, version DESC" };
         push_orders(&mut query, &VERSIONS, orders, last);
         push_page(&mut query, *offset, *limit);
-        let ids: Vec<(String, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        let page = Page::cut(ids, *offset, *limit);
-        Ok(Page { items: versions_of(&mut tx, &page.items).await?, next: page.next })
+        query.push(") AS v");
+        let found = versions(&mut *self.reader().acquire().await?, query).await?;
+        Ok(Page::cut(found, *offset, *limit))
     }
 
     async fn latest_versions(&self, of: &[ModelName]) -> Result<Vec<Version>> {
-        let mut tx = self.read().await?;
-        let mut ids: Vec<(String, i64)> = Vec::new();
+        let mut found = Vec::new();
+        let mut connection = self.reader().acquire().await?;
         for some in of.chunks(IDS_AT_ONCE) {
-            let mut query = QueryBuilder::<Db>::new("SELECT model, MAX(version) FROM versions WHERE model IN (");
+            let mut query = select_versions();
+            // The newest of each stage is found in an index; the versions between them are not looked at.
+            query.push(
+                "models AS m CROSS JOIN (SELECT 'None' AS stage UNION ALL SELECT 'Staging' UNION ALL SELECT 'Production'
+                                         UNION ALL SELECT 'Archived') AS s
+                 JOIN versions AS v ON v.model = m.name AND v.version =
+                     (SELECT MAX(p.version) FROM versions p WHERE p.model = m.name AND p.stage = s.stage)
+                 WHERE m.name IN (",
+            );
             let mut names = query.separated(", ");
             for name in some {
                 names.push_bind(name.as_str().to_owned());
             }
-            query.push(") GROUP BY model, stage ORDER BY model, stage");
-            ids.extend(query.build_query_as::<(String, i64)>().fetch_all(&mut *tx).await?);
+            query.push(") ORDER BY v.model, v.stage");
+            found.extend(versions(&mut connection, query).await?);
         }
-        versions_of(&mut tx, &ids).await
+        Ok(found)
     }
 
     async fn rename_model(&self, call: &Call, from: &ModelName, to: &ModelName) -> Result<Model> {

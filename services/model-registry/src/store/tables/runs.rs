@@ -7,10 +7,10 @@ use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables, logged_models};
+use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
-use crate::store::rows::{from_json, from_word, to_json, to_word};
+use crate::store::rows::{from_json, from_word, list, pairs, to_json, to_word};
 use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
     Search, Uses,
@@ -20,9 +20,28 @@ use crate::tracking::{
 const MODELS: &str = "mlflow.log-model.history";
 /// Longest such list, in bytes.
 const MAX_MODELS: usize = 1 << 20;
+/// Statements that insert up to as many rows are kept ready.
+const COMMON_ROWS: usize = 16;
 
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
+
+/// Runs with what they logged but for metrics, whose values SQLite's JSON would round; to be followed by a table of runs
+/// that is called `r`.
+const WHOLE: &str = concat!(
+    "SELECT r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted, ",
+    rows_of!("p.key, p.value", "params p WHERE p.run = r.id"),
+    " AS params, ",
+    rows_of!("p.key, p.value", "run_tags p WHERE p.run = r.id"),
+    " AS tags, ",
+    rows_of!(
+        "p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
+        "run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
+    ),
+    " AS datasets, ",
+    rows_of!("p.direction, p.model, p.step", "run_models p WHERE p.run = r.id"),
+    " AS models FROM "
+);
 
 const PLACE: Place = Place {
     column: |attribute| match attribute {
@@ -57,7 +76,6 @@ struct Row {
 
 #[derive(sqlx::FromRow)]
 struct MetricRow {
-    run: String,
     key: String,
     timestamp: i64,
     step: i64,
@@ -67,22 +85,41 @@ struct MetricRow {
 
 impl MetricRow {
     fn into_metric(self) -> Metric {
-        let Self { run: _, key, timestamp, step, value, nan } = self;
+        let Self { key, timestamp, step, value, nan } = self;
         let value = if nan != 0 { f64::NAN } else { value };
         Metric { key, value, timestamp: Millis(timestamp), step, model: None, dataset: None }
     }
 }
 
+/// A run, and JSON of what it logged.
 #[derive(sqlx::FromRow)]
-struct DatasetRow {
-    run: String,
-    name: String,
-    digest: String,
-    source_type: String,
-    source: String,
-    schema: Option<String>,
-    profile: Option<String>,
+struct WholeRow {
+    #[sqlx(flatten)]
+    run: Row,
+    params: String,
     tags: String,
+    datasets: String,
+    models: String,
+}
+
+impl WholeRow {
+    fn into_run(self) -> Result<Run> {
+        let Self { run, params, tags, datasets, models } = self;
+        let mut run = run.into_run()?;
+        (run.params, run.tags) = (pairs(&params)?, pairs(&tags)?);
+        type Dataset = (String, String, String, String, Option<String>, Option<String>, String);
+        for (name, digest, source_type, source, schema, profile, tags) in list::<Dataset>(&datasets)? {
+            let tags = from_json(&tags)?;
+            run.datasets.push(DatasetInput { name, digest, source_type, source, schema, profile, tags });
+        }
+        for (direction, model, step) in list::<(String, String, i64)>(&models)? {
+            match direction.as_str() {
+                "input" => run.model_inputs.push(model),
+                _ => run.model_outputs.push(ModelOutput { model, step }),
+            }
+        }
+        Ok(run)
+    }
 }
 
 /// A metric's value as both databases keep it: finite, and a mark for NaN.
@@ -128,8 +165,8 @@ impl Runs for Tables {
             return Ok(Page { items: Vec::new(), next: None });
         }
         let mut tx = self.read().await?;
-        let mut query = QueryBuilder::<Db>::new(COLUMNS);
-        let mut ids = query.push(" WHERE experiment IN (").separated(", ");
+        let mut query = QueryBuilder::<Db>::new(WHOLE);
+        let mut ids = query.push("(SELECT * FROM runs WHERE experiment IN (").separated(", ");
         for id in experiments {
             ids.push_bind(*id);
         }
@@ -138,9 +175,10 @@ impl Runs for Tables {
         push_conditions(&mut query, &PLACE, conditions);
         push_orders(&mut query, &PLACE, orders, "start_time DESC, id");
         push_page(&mut query, *offset, *limit);
-        let rows: Vec<Row> = query.build_query_as().fetch_all(&mut *tx).await?;
-        let page = Page::cut(rows, *offset, *limit);
-        Ok(Page { items: with_parts(&mut tx, page.items).await?, next: page.next })
+        query.push(") AS r");
+        let rows: Vec<WholeRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let Page { items, next } = Page::cut(rows, *offset, *limit);
+        Ok(Page { items: with_metrics(&mut tx, items).await?, next })
     }
 
     async fn change_run(&self, id: &str, change: &RunChange) -> Result<Run> {
@@ -148,7 +186,7 @@ impl Runs for Tables {
         let before = lock(&mut tx, id).await?;
         match change {
             RunChange::Update { status, end_time, name } => {
-                must_be_active(&before)?;
+                must_be_active(id, before.is_deleted)?;
                 if let Some(status) = status {
                     let sql = "UPDATE runs SET status = $1 WHERE id = $2";
                     query(sql).bind(to_word(status)?).bind(id).execute(&mut *tx).await?;
@@ -170,7 +208,7 @@ impl Runs for Tables {
                 query(sql).bind(i64::from(deletes)).bind(id).execute(&mut *tx).await?;
             }
             RunChange::NoteModel(model) => {
-                must_be_active(&before)?;
+                must_be_active(id, before.is_deleted)?;
                 let noted: Option<String> = query_scalar("SELECT value FROM run_tags WHERE run = $1 AND key = $2")
                     .bind(id)
                     .bind(MODELS)
@@ -180,7 +218,7 @@ impl Runs for Tables {
                 set_tags(&mut tx, id, &[(MODELS.to_owned(), noted)]).await?;
             }
             RunChange::DeleteTag(key) => {
-                must_be_active(&before)?;
+                must_be_active(id, before.is_deleted)?;
                 let sql = "DELETE FROM run_tags WHERE run = $1 AND key = $2";
                 let removed = query(sql).bind(id).bind(key).execute(&mut *tx).await?;
                 if removed.rows_affected() == 0 {
@@ -195,21 +233,14 @@ impl Runs for Tables {
     }
 
     async fn log(&self, run: &str, batch: &Batch) -> Result<()> {
-        let Batch { metrics, params, tags } = batch;
-        let mut tx = self.begin_write().await?;
-        must_be_active(&lock(&mut tx, run).await?)?;
-        add_params(&mut tx, run, params).await?;
-        add_metrics(&mut tx, run, metrics).await?;
-        logged_models::add_metrics(&mut tx, run, metrics).await?;
-        set_tags(&mut tx, run, tags).await?;
-        Ok(tx.commit().await?)
+        self.logging.log(run, batch).await
     }
 
     async fn log_uses(&self, run: &str, uses: &Uses) -> Result<()> {
         let Uses { datasets, model_inputs, model_outputs } = uses;
         let mut tx = self.begin_write().await?;
         let of = lock(&mut tx, run).await?;
-        must_be_active(&of)?;
+        must_be_active(run, of.is_deleted)?;
         for dataset in datasets {
             add_dataset(&mut tx, &of, dataset).await?;
         }
@@ -230,8 +261,7 @@ impl Runs for Tables {
     }
 
     async fn history(&self, run: &str, key: &str, offset: u64, limit: u32) -> Result<Page<Metric>> {
-        let mut query =
-            QueryBuilder::<Db>::new("SELECT run, key, timestamp, step, value, nan FROM metrics WHERE run = ");
+        let mut query = QueryBuilder::<Db>::new("SELECT key, timestamp, step, value, nan FROM metrics WHERE run = ");
         query.push_bind(run.to_owned()).push(" AND key = ").push_bind(key.to_owned());
         query.push(" ORDER BY timestamp, step, value");
         push_page(&mut query, offset, limit);
@@ -250,10 +280,32 @@ async fn lock(tx: &mut Connection, id: &str) -> Result<Run> {
 }
 
 async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
-    let mut query = QueryBuilder::<Db>::new(COLUMNS);
-    query.push(" WHERE id = ").push_bind(id.to_owned());
+    let mut query = QueryBuilder::<Db>::new(WHOLE);
+    query.push("runs AS r WHERE r.id = ").push_bind(id.to_owned());
     let rows = query.build_query_as().fetch_all(&mut *tx).await?;
-    with_parts(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
+    with_metrics(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
+}
+
+/// Adds the latest values of metrics, in one query for a thousand runs.
+async fn with_metrics(tx: &mut Connection, rows: Vec<WholeRow>) -> Result<Vec<Run>> {
+    let mut runs = rows.into_iter().map(WholeRow::into_run).collect::<Result<Vec<_>>>()?;
+    for some in runs.chunks_mut(IDS_AT_ONCE) {
+        let mut query =
+            QueryBuilder::<Db>::new("SELECT run, key, timestamp, step, value, nan FROM latest_metrics WHERE run IN (");
+        let mut ids = query.separated(", ");
+        for run in &*some {
+            ids.push_bind(run.id.clone());
+        }
+        query.push(") ORDER BY run, key");
+        let mut by_id: HashMap<String, &mut Run> = some.iter_mut().map(|run| (run.id.clone(), run)).collect();
+        let found: Vec<(String, String, i64, i64, f64, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
+        for (run, key, timestamp, step, value, nan) in found {
+            if let Some(run) = by_id.get_mut(&run) {
+                run.metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
+            }
+        }
+    }
+    Ok(runs)
 }
 
 fn must_be(id: &str, state: &str) -> String {
@@ -276,11 +328,11 @@ fn models_noted(before: Option<&str>, model: &serde_json::Value) -> Result<Strin
     Ok(noted)
 }
 
-fn must_be_active(run: &Run) -> Result<()> {
-    if !run.is_deleted {
+pub(super) fn must_be_active(run: &str, is_deleted: bool) -> Result<()> {
+    if !is_deleted {
         return Ok(());
     }
-    Err(Error::Rejected(format!("{} Current state is deleted.", must_be(&run.id, "active"))))
+    Err(Error::Rejected(format!("{} Current state is deleted.", must_be(run, "active"))))
 }
 
 pub(super) async fn add_params(tx: &mut Connection, run: &str, params: &[(String, String)]) -> Result<()> {
@@ -324,40 +376,41 @@ pub(super) async fn add_params(tx: &mut Connection, run: &str, params: &[(String
     )))
 }
 
-pub(super) async fn add_metrics(tx: &mut Connection, run: &str, metrics: &[Metric]) -> Result<()> {
+/// Adds values of metrics, each with its run.
+pub(super) async fn add_metrics(tx: &mut Connection, metrics: &[(&str, &Metric)]) -> Result<()> {
     for some in metrics.chunks(ROWS_AT_ONCE) {
-        let mut insert = QueryBuilder::<Db>::new("INSERT INTO metrics (run, key, timestamp, step, value, nan) ");
-        insert.push_values(some, |mut row, metric| {
-            let (value, nan) = kept(metric.value);
-            row.push_bind(run.to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
-            row.push_bind(metric.step).push_bind(value).push_bind(nan);
-        });
-        insert.push(" ON CONFLICT DO NOTHING");
-        insert.build().execute(&mut *tx).await?;
+        insert_metrics(tx, "metrics", some, " ON CONFLICT DO NOTHING").await?;
     }
-    let mut latest: BTreeMap<&str, &Metric> = BTreeMap::new();
-    for metric in metrics {
-        let is_later = latest.get(metric.key.as_str()).is_none_or(|before| rank(metric) > rank(before));
-        if is_later {
-            latest.insert(&metric.key, metric);
+    // In the order of their keys, so that no two transactions wait for each other.
+    let mut latest: BTreeMap<(&str, &str), &Metric> = BTreeMap::new();
+    for (run, metric) in metrics {
+        let newest = latest.entry((run, &metric.key)).or_insert(metric);
+        if rank(metric) > rank(newest) {
+            *newest = metric;
         }
     }
-    let latest: Vec<&Metric> = latest.into_values().collect();
+    let latest: Vec<(&str, &Metric)> = latest.into_iter().map(|((run, _), metric)| (run, metric)).collect();
     for some in latest.chunks(ROWS_AT_ONCE) {
-        let mut insert = QueryBuilder::<Db>::new("INSERT INTO latest_metrics (run, key, timestamp, step, value, nan) ");
-        insert.push_values(some, |mut row, metric| {
-            let (value, nan) = kept(metric.value);
-            row.push_bind(run.to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
-            row.push_bind(metric.step).push_bind(value).push_bind(nan);
-        });
-        insert.push(
-            " ON CONFLICT (run, key) DO UPDATE
+        let newer = " ON CONFLICT (run, key) DO UPDATE
                 SET timestamp = excluded.timestamp, step = excluded.step, value = excluded.value, nan = excluded.nan
               WHERE (excluded.step, excluded.timestamp, excluded.value)
-                  > (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)",
-        );
-        insert.build().execute(&mut *tx).await?;
+                  > (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)";
+        insert_metrics(tx, "latest_metrics", some, newer).await?;
     }
+    Ok(())
+}
+
+async fn insert_metrics(tx: &mut Connection, table: &str, rows: &[(&str, &Metric)], conflict: &str) -> Result<()> {
+    let mut insert = QueryBuilder::<Db>::new(format!("INSERT INTO {table} (run, key, timestamp, step, value, nan) "));
+    insert.push_values(rows, |mut row, (run, metric)| {
+        let (value, nan) = kept(metric.value);
+        row.push_bind((*run).to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
+        row.push_bind(metric.step).push_bind(value).push_bind(nan);
+    });
+    insert.push(conflict);
+    // Statements of every length there may be would push each other, and all others, out of the cache.
+    let is_common = rows.len() <= COMMON_ROWS || rows.len() == ROWS_AT_ONCE;
+    insert.build().persistent(is_common).execute(&mut *tx).await?;
     Ok(())
 }
 
@@ -468,69 +521,4 @@ impl Row {
             model_outputs: Vec::new(),
         })
     }
-}
-
-/// Adds what runs logged, in a handful of queries however many they are.
-async fn with_parts(tx: &mut Connection, rows: Vec<Row>) -> Result<Vec<Run>> {
-    let mut runs = rows.into_iter().map(Row::into_run).collect::<Result<Vec<_>>>()?;
-    for some in runs.chunks_mut(IDS_AT_ONCE) {
-        let ids: Vec<String> = some.iter().map(|run| run.id.clone()).collect();
-        let mut by_id: HashMap<String, &mut Run> = some.iter_mut().map(|run| (run.id.clone(), run)).collect();
-        for (run, key, value) in of_runs("SELECT run, key, value FROM params", &ids)
-            .build_query_as::<(String, String, String)>()
-            .fetch_all(&mut *tx)
-            .await?
-        {
-            by_id.get_mut(&run).map(|run| run.params.insert(key, value));
-        }
-        for (run, key, value) in of_runs("SELECT run, key, value FROM run_tags", &ids)
-            .build_query_as::<(String, String, String)>()
-            .fetch_all(&mut *tx)
-            .await?
-        {
-            by_id.get_mut(&run).map(|run| run.tags.insert(key, value));
-        }
-        let mut metrics = of_runs("SELECT run, key, timestamp, step, value, nan FROM latest_metrics", &ids);
-        metrics.push(" ORDER BY key");
-        for row in metrics.build_query_as::<MetricRow>().fetch_all(&mut *tx).await? {
-            if let Some(run) = by_id.get_mut(&row.run) {
-                run.metrics.push(row.into_metric());
-            }
-        }
-        let mut datasets = of_runs(
-            "SELECT run, name, digest, source_type, source, schema, profile, tags
-             FROM run_datasets JOIN datasets USING (experiment, name, digest)",
-            &ids,
-        );
-        datasets.push(" ORDER BY name, digest");
-        for row in datasets.build_query_as::<DatasetRow>().fetch_all(&mut *tx).await? {
-            let DatasetRow { run, name, digest, source_type, source, schema, profile, tags } = row;
-            let tags = from_json(&tags)?;
-            let input = DatasetInput { name, digest, source_type, source, schema, profile, tags };
-            if let Some(run) = by_id.get_mut(&run) {
-                run.datasets.push(input);
-            }
-        }
-        let mut models = of_runs("SELECT run, direction, model, step FROM run_models", &ids);
-        models.push(" ORDER BY model");
-        let found: Vec<(String, String, String, i64)> = models.build_query_as().fetch_all(&mut *tx).await?;
-        for (run, direction, model, step) in found {
-            match (by_id.get_mut(&run), direction.as_str()) {
-                (Some(run), "input") => run.model_inputs.push(model),
-                (Some(run), _) => run.model_outputs.push(ModelOutput { model, step }),
-                (None, _) => {}
-            }
-        }
-    }
-    Ok(runs)
-}
-
-fn of_runs(select: &'static str, ids: &[String]) -> QueryBuilder<Db> {
-    let mut query = QueryBuilder::<Db>::new(select);
-    let mut list = query.push(" WHERE run IN (").separated(", ");
-    for id in ids {
-        list.push_bind(id.clone());
-    }
-    query.push(")");
-    query
 }

@@ -46,7 +46,7 @@ pub(super) fn push_conditions(query: &mut QueryBuilder<Db>, place: &Place, condi
             }
             Field::Tag(key) => push_pair(query, place.tags, key, *op, value, end),
             Field::Param(key) => push_pair(query, place.params, key, *op, value, end),
-            Field::Metric(key) => push_pair(query, place.metrics, key, *op, value, end),
+            Field::Metric(key) => push_metric(query, place.metrics, key, *op, value, subqueries > JOINED),
             Field::Dataset(field) => {
                 let column = match field {
                     DatasetField::Name => "p.name",
@@ -90,6 +90,17 @@ fn push_pair(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value:
         push_comparison(query, "p.value", op, value);
     }
     query.push(format!("{end})"));
+}
+
+/// As a list of owners that does not depend on the row at hand: an index of values gives it once, where a look at each row
+/// would cost most when few meet the condition. Kept `apart`, it is not joined.
+fn push_metric(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, value: &Value, apart: bool) {
+    let tie = from.split_once(" WHERE ").and_then(|(table, tie)| Some((table, tie.split_once(" = ")?)));
+    let Some((table, (inner, owner))) = tie else { return push_never(query) };
+    query.push(format!("{owner} IN (SELECT {inner} FROM {table} WHERE p.key = ")).push_bind(key.to_owned());
+    query.push(" AND ");
+    push_comparison(query, "p.value", op, value);
+    query.push(if apart { " LIMIT 9223372036854775807 OFFSET 0)" } else { ")" });
 }
 
 pub(super) fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {
@@ -148,7 +159,11 @@ pub(super) fn push_orders(query: &mut QueryBuilder<Db>, place: &Place, orders: &
         match field {
             Field::Attribute(attribute) => {
                 let Some(column) = (place.column)(*attribute) else { continue };
-                query.push(format!("CASE WHEN {column} IS NULL THEN 1 ELSE 0 END, {column} {direction}, "));
+                // The one that may have no value: asked of the others, it would keep an index from giving the order.
+                if *attribute == Attribute::EndTime {
+                    query.push(format!("CASE WHEN {column} IS NULL THEN 1 ELSE 0 END, "));
+                }
+                query.push(format!("{column} {direction}, "));
             }
             Field::Metric(key) => {
                 push_of(query, "COALESCE((SELECT p.nan + 0", place.metrics, key, "), 2), ");

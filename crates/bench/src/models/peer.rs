@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::Work;
+use super::Work;
 
 /// What a peer did in one round.
 #[derive(Deserialize)]

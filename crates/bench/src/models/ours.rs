@@ -19,7 +19,7 @@ use verdict_api::{
 use verdict_chassis::client::{self, Channel};
 use verdict_testkit::{models, net::free_port, process::Child};
 
-use crate::Work;
+use super::Work;
 
 const EMBEDDER: &str = "embedder@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
@@ -35,11 +35,7 @@ pub(crate) struct Stack {
 
 impl Stack {
     /// Starts both, publishes the models and waits until they are warm.
-    pub(crate) async fn start(bin_dir: Option<PathBuf>, demo_data: &Path, workers: usize) -> Result<Self> {
-        let bin_dir = match bin_dir {
-            Some(dir) => dir,
-            None => std::env::current_exe()?.parent().context("this program lies in no folder")?.to_owned(),
-        };
+    pub(crate) async fn start(bin_dir: &Path, demo_data: &Path, workers: usize) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let local = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (registry, registry_admin, predict, predict_admin) = (local(), local(), local(), local());

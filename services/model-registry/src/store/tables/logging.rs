@@ -1,0 +1,172 @@
+//! What runs log, of many callers in one commit.
+//!
+//! A commit waits for the disk. Who logs while another's commit is under way waits in a queue, and all who wait are then
+//! written in one transaction: metrics of all of them by the same few statements, everything that can be refused in a
+//! savepoint of its own. Each is answered after the commit, with what became of its own call.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use sqlx::{Acquire, Pool, QueryBuilder};
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use super::runs::{add_metrics, add_params, must_be_active, set_tags};
+use super::{BEGIN_WRITE, Connection, Db, GROUPS, LOCK_RUNS, logged_models};
+use crate::error::{Dependency, Entity, Error, Result};
+use crate::tracking::Batch;
+
+/// Calls that may wait; who comes then waits for a place, as for a free connection.
+const WAITING: usize = 1024;
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Calls of one commit, and values from which on no further call joins it: while some are written, others are read.
+const CALLS_AT_ONCE: usize = 256;
+const VALUES_AT_ONCE: usize = 4_000;
+
+/// The way in for what runs log.
+pub(super) struct Logging {
+    queue: mpsc::Sender<Call>,
+}
+
+/// One caller, who waits for its answer.
+struct Call {
+    run: String,
+    batch: Batch,
+    answer: oneshot::Sender<Result<()>>,
+}
+
+impl Call {
+    /// Whether there is nothing in it that could be refused once its run is known to be active.
+    fn is_plain(&self) -> bool {
+        let Batch { metrics, params, tags } = &self.batch;
+        params.is_empty() && tags.is_empty() && metrics.iter().all(|metric| metric.model.is_none())
+    }
+}
+
+impl Logging {
+    /// Starts those who write; they end when this is dropped.
+    pub(super) fn start(writer: &Pool<Db>) -> Self {
+        let (queue, calls) = mpsc::channel(WAITING);
+        let calls = Arc::new(Mutex::new(calls));
+        for _ in 0..GROUPS {
+            tokio::spawn(write_groups(writer.clone(), calls.clone()));
+        }
+        Self { queue }
+    }
+
+    /// Logs all of it or nothing; on disk when it returns. A caller that leaves may have been heard or not.
+    pub(super) async fn log(&self, run: &str, batch: &Batch) -> Result<()> {
+        let (answer, answered) = oneshot::channel();
+        let call = Call { run: run.to_owned(), batch: batch.clone(), answer };
+        self.queue
+            .send_timeout(call, PATIENCE)
+            .await
+            .map_err(|_| unavailable(anyhow!("too many calls wait to log")))?;
+        answered.await.map_err(|_| anyhow!("what was to be logged was lost by a panic"))?
+    }
+}
+
+fn unavailable(source: anyhow::Error) -> Error {
+    Error::Unavailable { dependency: Dependency::Database, source }
+}
+
+async fn write_groups(writer: Pool<Db>, calls: Arc<Mutex<mpsc::Receiver<Call>>>) {
+    while let Some(group) = next_group(&calls).await {
+        // In a task of its own: a panic takes this group with it and no other.
+        let written = tokio::spawn(write(writer.clone(), group)).await;
+        if let Err(panicked) = written {
+            tracing::error!(error = %panicked, "writing what runs have logged has panicked");
+        }
+    }
+}
+
+/// Waits for a caller and takes along who waits behind it.
+async fn next_group(calls: &Mutex<mpsc::Receiver<Call>>) -> Option<Vec<Call>> {
+    let mut calls = calls.lock().await;
+    let mut group = vec![calls.recv().await?];
+    let mut values = group[0].batch.metrics.len();
+    while group.len() < CALLS_AT_ONCE && values < VALUES_AT_ONCE {
+        let Ok(call) = calls.try_recv() else { break };
+        values += call.batch.metrics.len();
+        group.push(call);
+    }
+    group.retain(|call| !call.answer.is_closed());
+    Some(group)
+}
+
+async fn write(writer: Pool<Db>, group: Vec<Call>) {
+    let outcomes = match together(&writer, &group).await {
+        Ok(outcomes) => outcomes,
+        Err(Error::Unavailable { source, .. }) => {
+            let told = format!("{source:#}");
+            group.iter().map(|_| Err(unavailable(anyhow!(told.clone())))).collect()
+        }
+        Err(error) if group.len() == 1 => vec![Err(error)],
+        // Something in one of them: it must not spoil the others.
+        Err(_) => {
+            let mut outcomes = Vec::with_capacity(group.len());
+            for call in &group {
+                let outcome = together(&writer, std::slice::from_ref(call)).await;
+                outcomes.push(outcome.and_then(|alone| alone.into_iter().collect()));
+            }
+            outcomes
+        }
+    };
+    for (call, outcome) in group.into_iter().zip(outcomes) {
+        // The caller may have left.
+        let _ = call.answer.send(outcome);
+    }
+}
+
+/// Writes calls in one transaction; answers what became of each once all of it is on disk.
+async fn together(writer: &Pool<Db>, group: &[Call]) -> Result<Vec<Result<()>>> {
+    let mut tx = writer.begin_with(BEGIN_WRITE).await?;
+    let runs = hold(&mut tx, group).await?;
+    let active = |call: &Call| match runs.get(&call.run) {
+        Some(deleted) => must_be_active(&call.run, *deleted != 0),
+        None => Err(Error::NotFound(Entity::Run(call.run.clone()))),
+    };
+    let mut outcomes: Vec<Result<()>> = group.iter().map(active).collect();
+
+    let mut metrics = Vec::new();
+    for (call, _) in group.iter().zip(&outcomes).filter(|(call, outcome)| outcome.is_ok() && call.is_plain()) {
+        metrics.extend(call.batch.metrics.iter().map(|metric| (call.run.as_str(), metric)));
+    }
+    add_metrics(&mut tx, &metrics).await?;
+
+    for (call, outcome) in group.iter().zip(&mut outcomes).filter(|(call, outcome)| outcome.is_ok() && !call.is_plain())
+    {
+        let mut part = tx.begin().await?;
+        match add(&mut part, call).await {
+            Ok(()) => part.commit().await?,
+            Err(refused) => {
+                part.rollback().await?;
+                *outcome = Err(refused);
+            }
+        }
+    }
+    tx.commit().await?;
+    Ok(outcomes)
+}
+
+/// Which runs there are, and whether they are deleted; they stay so until the end of the transaction.
+async fn hold(tx: &mut Connection, group: &[Call]) -> Result<HashMap<String, i64>> {
+    let mut query = QueryBuilder::<Db>::new("SELECT id, deleted FROM runs WHERE id IN (");
+    let mut ids = query.separated(", ");
+    for call in group {
+        ids.push_bind(call.run.clone());
+    }
+    query.push(")").push(LOCK_RUNS);
+    let rows: Vec<(String, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
+    Ok(rows.into_iter().collect())
+}
+
+async fn add(tx: &mut Connection, Call { run, batch, answer: _ }: &Call) -> Result<()> {
+    let Batch { metrics, params, tags } = batch;
+    add_params(tx, run, params).await?;
+    let of_run: Vec<_> = metrics.iter().map(|metric| (run.as_str(), metric)).collect();
+    add_metrics(tx, &of_run).await?;
+    logged_models::add_metrics(tx, run, metrics).await?;
+    set_tags(tx, run, tags).await
+}

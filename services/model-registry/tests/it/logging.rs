@@ -1,0 +1,153 @@
+//! Many callers log at the same time: each is answered for its own call, and all that was accepted is there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model_registry::store::{self, Everything};
+use model_registry::tracking::{Batch, DEFAULT_EXPERIMENT, Location, Metric, Millis, RunChange, RunDraft};
+use verdict_testkit::postgres;
+
+const CALLERS: usize = 300;
+
+type Store = Arc<dyn Everything>;
+
+macro_rules! on_both {
+    ($($case:ident),+ $(,)?) => {
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                let dir = tempfile::tempdir().unwrap();
+                let url = format!("sqlite://{}", dir.path().join("registry.db").display());
+                super::$case(super::open(&url).await).await;
+            })+
+        }
+        mod live {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                super::$case(super::open(&super::postgres::database().await).await).await;
+            })+
+        }
+    };
+}
+
+on_both!(
+    a_refused_call_spoils_no_other,
+    callers_who_leave_take_nobody_with_them,
+    the_latest_of_many_callers_is_the_latest,
+    values_come_back_as_they_were,
+);
+
+async fn open(url: &str) -> Store {
+    let store = store::open(&url.parse().unwrap(), 4, true).await.unwrap();
+    store.add_default_experiment(Millis::now(), &Location::Below("mlflow-artifacts:".to_owned())).await.unwrap();
+    store
+}
+
+async fn run(store: &Store, id: &str) -> String {
+    let draft = RunDraft {
+        id: id.to_owned(),
+        experiment: DEFAULT_EXPERIMENT,
+        name: id.to_owned(),
+        user_id: String::new(),
+        start_time: Millis(1),
+        tags: BTreeMap::new(),
+    };
+    store.create_run(&draft).await.unwrap().id
+}
+
+fn metric(key: &str, step: usize, value: f64) -> Metric {
+    Metric { key: key.to_owned(), value, timestamp: Millis(step as i64), step: step as i64, model: None, dataset: None }
+}
+
+fn metrics(metrics: Vec<Metric>) -> Batch {
+    Batch { metrics, ..Batch::default() }
+}
+
+fn param(value: String) -> Batch {
+    Batch { params: vec![("depth".to_owned(), value)], ..Batch::default() }
+}
+
+async fn a_refused_call_spoils_no_other(store: Store) {
+    let (good, deleted) = (run(&store, "good").await, run(&store, "deleted").await);
+    store.change_run(&deleted, &RunChange::Delete).await.unwrap();
+    store.log(&good, &param("1".to_owned())).await.unwrap();
+    let call = async |at: usize| {
+        let (run, batch) = match at % 6 {
+            0 => ("missing", metrics(vec![metric("loss", at, 0.5)])),
+            1 => (deleted.as_str(), metrics(vec![metric("loss", at, 0.5)])),
+            // It has another value, so the metric beside it is not logged either.
+            2 => ("good", Batch { metrics: vec![metric("spoilt", at, 0.5)], ..param("2".to_owned()) }),
+            3 => ("good", Batch { tags: vec![(format!("tag-{at}"), "v".to_owned())], ..param("1".to_owned()) }),
+            _ => ("good", metrics(vec![metric("loss", at, 0.5)])),
+        };
+        (at, store.log(run, &batch).await.map_err(|error| error.to_string()))
+    };
+    for (at, outcome) in futures::future::join_all((0..CALLERS).map(call)).await {
+        match at % 6 {
+            0 => assert!(outcome.unwrap_err().contains("missing")),
+            1 => assert!(outcome.unwrap_err().contains("Current state is deleted")),
+            2 => assert!(outcome.unwrap_err().contains("Changing param values is not allowed")),
+            _ => outcome.unwrap(),
+        }
+    }
+    assert_eq!(store.history(&good, "loss", 0, 1000).await.unwrap().items.len(), CALLERS / 3);
+    assert_eq!(store.history(&good, "spoilt", 0, 1000).await.unwrap().items, []);
+    assert_eq!(store.history(&deleted, "loss", 0, 1000).await.unwrap().items, []);
+    let after = store.run(&good).await.unwrap();
+    assert_eq!(after.tags.keys().filter(|key| key.starts_with("tag-")).count(), CALLERS / 6);
+    assert_eq!(after.params["depth"], "1");
+}
+
+async fn callers_who_leave_take_nobody_with_them(store: Store) {
+    let run = run(&store, "run").await;
+    let call = async |at: usize| {
+        let batch = metrics(vec![metric(if at.is_multiple_of(2) { "stays" } else { "leaves" }, at, 0.5)]);
+        let logged = store.log(&run, &batch);
+        if at.is_multiple_of(2) {
+            logged.await.unwrap();
+        } else {
+            let _ = tokio::time::timeout(Duration::from_micros(at as u64), logged).await;
+        }
+    };
+    futures::future::join_all((0..CALLERS).map(call)).await;
+    assert_eq!(store.history(&run, "stays", 0, 1000).await.unwrap().items.len(), CALLERS / 2);
+}
+
+async fn the_latest_of_many_callers_is_the_latest(store: Store) {
+    let runs = [run(&store, "one").await, run(&store, "two").await];
+    let calls = (0..CALLERS).rev().map(|at| {
+        let (store, run) = (store.clone(), runs[at % 2].clone());
+        tokio::spawn(async move { store.log(&run, &metrics(vec![metric("loss", at, at as f64)])).await })
+    });
+    for call in futures::future::join_all(calls).await {
+        call.unwrap().unwrap();
+    }
+    for (at, run) in runs.iter().enumerate() {
+        let latest = store.run(run).await.unwrap().metrics;
+        assert_eq!(latest, [metric("loss", CALLERS - 2 + at, (CALLERS - 2 + at) as f64)]);
+        assert_eq!(store.history(run, "loss", 0, 1000).await.unwrap().items.len(), CALLERS / 2);
+    }
+}
+
+/// Bit by bit, however large or small.
+async fn values_come_back_as_they_were(store: Store) {
+    let run = run(&store, "run").await;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut values = vec![0.1, -0.1, 1.0 / 3.0, f64::MAX, f64::MIN, f64::MIN_POSITIVE, 1e22, 1e23, 5e-324, 123_456.789];
+    while values.len() < 900 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        values.extend(Some(f64::from_bits(state)).filter(|value| value.is_finite()));
+    }
+    let logged: Vec<Metric> =
+        values.iter().enumerate().map(|(at, value)| metric(&format!("{at:04}"), 1, *value)).collect();
+    store.log(&run, &metrics(logged.clone())).await.unwrap();
+    let mut read = store.run(&run).await.unwrap().metrics;
+    read.sort_by(|a, b| a.key.cmp(&b.key));
+    for (read, logged) in read.iter().zip(&logged) {
+        assert_eq!(read.value.to_bits(), logged.value.to_bits(), "{read:?} instead of {logged:?}");
+    }
+    assert_eq!(read.len(), logged.len());
+}
