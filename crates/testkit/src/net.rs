@@ -1,8 +1,10 @@
 //! Ports, and the plainest HTTP client there is.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,12 +12,20 @@ use tokio::net::TcpStream;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Ports below those that the system gives to outgoing connections: one of these would be taken again in no time.
+const PORTS: Range<u16> = 10_000..32_000;
+
 /// Returns a port of 127.0.0.1 that was free just now.
 ///
 /// Another process may take it in between: prefer listening on port 0 wherever the listener can be handed over.
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-    listener.local_addr().expect("a bound address").port()
+    loop {
+        let random = RandomState::new().build_hasher().finish();
+        let port = PORTS.start + (random % u64::from(PORTS.end - PORTS.start)) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// What an HTTP server answered.

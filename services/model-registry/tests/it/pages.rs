@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use model_registry::model::{Micros, ModelDraft, Origin, Task, VersionDraft};
+use model_registry::model::{ModelDraft, Origin, Task, VersionDraft};
 use model_registry::names::ModelName;
 use model_registry::search::{Subject, filter};
 use model_registry::store::{self, Call, Everything};

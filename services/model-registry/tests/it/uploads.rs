@@ -15,9 +15,8 @@ async fn refusals_arrive_however_much_is_being_sent(world: &World) {
     world.ready("m", &[("a", b"1")]).await;
     world.version("m").await;
     let short = vec![7; 3 << 20];
-    let (frozen, more) = (artifact("b", &[]), artifact("b", &short));
-    let upload = async |version: i64, said: &Artifact, wanted: &str| {
-        let header = parts("m", version, said.clone(), &[]);
+    let upload = async |version: i64, said: Artifact, wanted: &str| {
+        let header = parts("m", version, said, &[]);
         let chunk = UploadArtifactRequest { part: Some(Part::Chunk(vec![7; 1 << 20])), crc32c: None };
         let body = futures::stream::iter(header).chain(futures::stream::repeat(chunk).take(32));
         let refused = world.client.clone().upload_artifact(body).await;
@@ -26,8 +25,8 @@ async fn refusals_arrive_however_much_is_being_sent(world: &World) {
     };
     futures::stream::iter(0..UPLOADS)
         .for_each_concurrent(4, async |index| match index % 2 {
-            0 => upload(1, &frozen, "VERSION_IMMUTABLE").await,
-            _ => upload(2, &more, "SIZE_MISMATCH").await,
+            0 => upload(1, artifact(&format!("{index}"), &[]), "VERSION_IMMUTABLE").await,
+            _ => upload(2, artifact(&format!("{index}"), &short), "SIZE_MISMATCH").await,
         })
         .await;
 }

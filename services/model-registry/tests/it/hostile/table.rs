@@ -135,6 +135,13 @@ pub(super) fn table() -> Vec<Row> {
         ),
         row(
             "POST",
+            "/mlflow/runs/log-model",
+            json!({"run_id": "<RUN>", "model_json": "{\"run_id\": \"r\", \"artifact_path\": \"model\", \"utc_time_created\": \"2026-01-01\", \"flavors\": {}}"}),
+            &["/run_id"],
+            &["/model_json"],
+        ),
+        row(
+            "POST",
             "/mlflow/runs/outputs",
             json!({"run_id": "<RUN>", "models": [{"model_id": "<LOGGED>", "step": 1}]}),
             &["/run_id", "/models/0/step"],
