@@ -63,7 +63,7 @@ pub(super) async fn fill(store: &Arc<dyn Everything>, versions: usize, runs: usi
 
 async fn fill_models(store: &Arc<dyn Everything>, versions: usize) -> Result<()> {
     let names = (0..MODELS).map(|at| ModelName::parse("name", &model(at))).collect::<Result<Vec<_>, _>>()?;
-    let call = |millis: usize| Call { request_id: None, now: Micros((BEGAN + millis as i64) * 1000) };
+    let call = |millis: usize| Call { now: Micros((BEGAN + millis as i64) * 1000), ..Call::now() };
     for name in &names {
         let draft = ModelDraft { name: name.clone(), description: String::new(), tags: BTreeMap::new() };
         store.create_model(&call(0), &draft).await?;

@@ -65,8 +65,13 @@ pub(super) async fn run(cli: &Cli) -> Result<()> {
     report(&ours, "file up, gRPC", size, up).await?;
     let down = async {
         let mut client = ModelRegistryServiceClient::new(channel.clone()).max_decoding_message_size(16 << 20);
-        let request =
-            DownloadArtifactRequest { model: "large".to_owned(), version: 1, path: "weights".to_owned(), offset: 0 };
+        let request = DownloadArtifactRequest {
+            model: "large".to_owned(),
+            version: 1,
+            path: "weights".to_owned(),
+            offset: 0,
+            length: 0,
+        };
         let (mut parts, mut read) = (client.download_artifact(request).await?.into_inner(), 0);
         while let Some(message) = parts.message().await? {
             if let Some(Part::Chunk(chunk)) = message.part {
