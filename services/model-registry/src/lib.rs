@@ -9,7 +9,9 @@
 //! - `archive` writes versions into files and reads them back; `maintenance` collects garbage and keeps what is held.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
@@ -70,6 +72,19 @@ pub const SERVICES: [&str; 10] = [
     webhook_service_server::SERVICE_NAME,
 ];
 
+/// Removes, every hour, what uploads have left behind that were cut off for good.
+async fn sweep(spool: PathBuf) {
+    let mut hourly = tokio::time::interval(Duration::from_secs(3600));
+    loop {
+        hourly.tick().await;
+        for dir in [&spool, &spool.join("uploads")] {
+            if let Err(error) = artifacts::spool::sweep(dir).await {
+                tracing::warn!(%error, dir = %dir.display(), "cannot clear away what uploads have left");
+            }
+        }
+    }
+}
+
 /// Serves the registry on `listeners` until `stop`, then drains.
 ///
 /// Fails at once, naming the setting, when the database or the artifact store can't be used.
@@ -123,6 +138,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     })?;
     let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
     let spool = config.database.data_dir.join("spool");
+    let sweeping = tokio::spawn(sweep(spool.clone()));
     let archives = Archives { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone(), spool };
     let maintenance = Maintenance { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
     let max_message_bytes = config.server.max_message_bytes;
@@ -133,6 +149,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     let grpc = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop.clone());
     let served = tokio::try_join!(grpc, rest);
     probe.abort();
+    sweeping.abort();
     served?;
     deliveries.await?;
     Ok(())

@@ -331,6 +331,13 @@ pub struct Update {
     pub tags: Option<BTreeMap<String, String>>,
 }
 
+/// What has been updated.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Updated {
+    Model(Model),
+    Version(Version),
+}
+
 impl Update {
     /// Checks texts and tags.
     pub fn check(&self) -> Result<()> {

@@ -3232,7 +3232,7 @@ pub struct Serving {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportDeploymentRequest {
-    /// 1 to 255 bytes; the same for as long as the deployment lives.
+    /// 1 to 250 bytes; the same for as long as the deployment lives.
     #[prost(string, tag = "1")]
     pub deployment: ::prost::alloc::string::String,
     /// All of it, at most 1000; empty when it stops.

@@ -52,11 +52,14 @@ CREATE TABLE holds (
 );
 CREATE INDEX holds_by_model ON holds (model, id);
 
--- No statement of any part of the program, nor of a person at a prompt, deletes what is held.
+-- No statement of any part of the program, nor of a person at a prompt, deletes or replaces what is held.
 CREATE FUNCTION refuse_if_version_is_held() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT 1 FROM holds WHERE model = OLD.model AND version IN (0, OLD.version) AND release_time IS NULL) THEN
         RAISE EXCEPTION 'legal hold';
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        RETURN NEW;
     END IF;
     RETURN OLD;
 END $$;
@@ -68,4 +71,7 @@ BEGIN
     RETURN OLD;
 END $$;
 CREATE TRIGGER held_versions BEFORE DELETE ON versions FOR EACH ROW EXECUTE FUNCTION refuse_if_version_is_held();
+CREATE TRIGGER held_artifacts BEFORE DELETE ON artifacts FOR EACH ROW EXECUTE FUNCTION refuse_if_version_is_held();
+CREATE TRIGGER held_contents BEFORE UPDATE OF sha256 ON artifacts FOR EACH ROW
+WHEN (OLD.sha256 <> NEW.sha256) EXECUTE FUNCTION refuse_if_version_is_held();
 CREATE TRIGGER held_models BEFORE DELETE ON models FOR EACH ROW EXECUTE FUNCTION refuse_if_model_is_held();

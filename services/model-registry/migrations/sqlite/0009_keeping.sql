@@ -53,9 +53,19 @@ CREATE TABLE holds (
 );
 CREATE INDEX holds_by_model ON holds (model, id);
 
--- No statement of any part of the program, nor of a person at a prompt, deletes what is held.
+-- No statement of any part of the program, nor of a person at a prompt, deletes or replaces what is held.
 CREATE TRIGGER held_versions BEFORE DELETE ON versions
 WHEN EXISTS (SELECT 1 FROM holds WHERE model = OLD.model AND version IN (0, OLD.version) AND release_time IS NULL) BEGIN
+    SELECT RAISE(ABORT, 'legal hold');
+END;
+CREATE TRIGGER held_artifacts BEFORE DELETE ON artifacts
+WHEN EXISTS (SELECT 1 FROM holds WHERE model = OLD.model AND version IN (0, OLD.version) AND release_time IS NULL) BEGIN
+    SELECT RAISE(ABORT, 'legal hold');
+END;
+CREATE TRIGGER held_contents BEFORE UPDATE OF sha256 ON artifacts
+WHEN OLD.sha256 <> NEW.sha256
+    AND EXISTS (SELECT 1 FROM holds WHERE model = OLD.model AND version IN (0, OLD.version) AND release_time IS NULL)
+BEGIN
     SELECT RAISE(ABORT, 'legal hold');
 END;
 CREATE TRIGGER held_models BEFORE DELETE ON models

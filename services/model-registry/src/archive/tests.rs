@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -40,7 +41,7 @@ impl ArtifactStore for Memory {
         stream::empty().boxed()
     }
 
-    async fn remove(&self, _: &[Sha256Hex]) -> Result<()> {
+    async fn remove(&self, _: &[Sha256Hex], _: Instant) -> Result<()> {
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
@@ -117,10 +118,13 @@ impl ArtifactStore for Directory {
         dirs.map_ok(|files| stream::iter(files.into_iter().map(Ok))).try_flatten().boxed()
     }
 
-    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
+    async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()> {
         let paths: Vec<_> = garbage.iter().map(|sha256| self.path(sha256)).collect();
         blocking(move || {
             for path in paths {
+                if Instant::now() >= deadline {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
                 match std::fs::remove_file(path) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                     _ => {}

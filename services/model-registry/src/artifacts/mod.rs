@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -51,7 +52,9 @@ pub trait ArtifactStore: Send + Sync {
     /// Lists all that is kept, in no order; what is kept or removed meanwhile may be among it or not.
     fn list(&self) -> BoxStream<'static, Result<Kept>>;
     /// Removes bytes for good; those that are gone already are no error.
-    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()>;
+    ///
+    /// Begins none after `deadline`, and returns when those it has begun are done: who calls holds locks meanwhile.
+    async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()>;
 }
 
 /// Bytes that are kept.

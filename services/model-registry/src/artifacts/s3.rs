@@ -1,6 +1,6 @@
 //! Files in an S3 bucket: `prefix/sha256/ab/cdef…`, small ones in one put, large ones in parts.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -175,14 +175,23 @@ impl ArtifactStore for Bucket {
         objects.try_flatten().boxed()
     }
 
-    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
+    async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()> {
         let deletions: Vec<_> = garbage
             .iter()
-            .map(|sha256| self.client.delete_object().bucket(&self.bucket).key(self.key(sha256)).send())
+            .map(|sha256| async move {
+                if Instant::now() >= deadline {
+                    return Err(unavailable(std::io::Error::from(std::io::ErrorKind::TimedOut)));
+                }
+                let delete = self.client.delete_object().bucket(&self.bucket).key(self.key(sha256));
+                delete.send().await.map(drop).map_err(unavailable)
+            })
             .collect();
         let mut deletions = stream::iter(deletions).buffer_unordered(DELETIONS_AT_ONCE);
-        while deletions.try_next().await.map_err(unavailable)?.is_some() {}
-        Ok(())
+        let mut outcome = Ok(());
+        while let Some(deleted) = deletions.next().await {
+            outcome = outcome.and(deleted);
+        }
+        outcome
     }
 }
 

@@ -32,40 +32,18 @@ pub struct Spool {
     under_way: Mutex<HashMap<String, UnderWay>>,
 }
 
-#[derive(Clone)]
 struct UnderWay {
-    /// Counts up: no two uploads have the same.
-    number: u64,
-    /// Tells this upload that another goes on in its place.
+    /// Tells the newest upload that another goes on in its place.
     taken_over: CancellationToken,
-    /// Held by who writes.
+    /// Held by who writes; whoever comes next waits for it.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Spool {
-    /// Uses `dir`, making it where missing, and clears away what was left there long ago.
+    /// Uses `dir`, making it where missing.
     pub async fn open(dir: PathBuf) -> io::Result<Self> {
         tokio::fs::create_dir_all(&dir).await?;
-        let spool = Self { dir, under_way: Mutex::default() };
-        spool.sweep().await?;
-        Ok(spool)
-    }
-
-    /// Removes parts that nobody has gone on with for a day.
-    pub async fn sweep(&self) -> io::Result<()> {
-        let mut entries = tokio::fs::read_dir(&self.dir).await?;
-        while let Some(entry) = entries.next_entry().await? {
-            let is_old = |age: Duration| age > KEEP;
-            // A part may have been finished, or swept by another process, since it was listed.
-            let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
-            if modified.is_ok_and(|modified| modified.elapsed().is_ok_and(is_old)) {
-                tokio::fs::remove_file(entry.path()).await.or_else(|error| match error.kind() {
-                    io::ErrorKind::NotFound => Ok(()),
-                    _ => Err(error),
-                })?;
-            }
-        }
-        Ok(())
+        Ok(Self { dir, under_way: Mutex::default() })
     }
 
     /// How many bytes of a file have arrived in uploads that were cut.
@@ -83,14 +61,13 @@ impl Spool {
     /// to be the file is thrown away.
     pub async fn take(&self, of: &VersionId, artifact: &Artifact, offset: u64, body: Body<'_>) -> Result<Spooled<'_>> {
         let name = name(of, artifact);
-        let (under_way, seat) = self.seat(&name);
-        let open = Arc::clone(&under_way.gate).lock_owned().await;
-        let path = self.dir.join(&name);
-        let spooled = Spooled { path, _seat: seat, _open: open };
-        if under_way.taken_over.is_cancelled() {
-            return Err(taken_over());
+        let (taken_over, gate, seat) = self.seat(&name);
+        let open = gate.lock_owned().await;
+        let spooled = Spooled { path: self.dir.join(&name), _open: open, _seat: seat };
+        if taken_over.is_cancelled() {
+            return Err(replaced());
         }
-        let taken = spooled.write(artifact, offset, body, &under_way.taken_over).await;
+        let taken = spooled.write(artifact, offset, body, &taken_over).await;
         if let Err(Error::DataLoss { reason: "SIZE_MISMATCH" | "CHECKSUM_MISMATCH", .. }) = taken {
             spooled.remove().await;
         }
@@ -98,26 +75,42 @@ impl Spool {
     }
 
     /// Registers an upload in place of the one that is under way.
-    fn seat(&self, name: &str) -> (UnderWay, Seat<'_>) {
+    fn seat(&self, name: &str) -> (CancellationToken, Arc<tokio::sync::Mutex<()>>, Seat<'_>) {
         let mut all = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut number, taken_over) = (0, CancellationToken::new());
-        let gate = match all.get(name) {
+        let taken_over = CancellationToken::new();
+        let gate = match all.remove(name) {
             Some(before) => {
                 before.taken_over.cancel();
-                number = before.number + 1;
-                Arc::clone(&before.gate)
+                before.gate
             }
             None => Arc::default(),
         };
-        let under_way = UnderWay { number, taken_over, gate };
-        all.insert(name.to_owned(), under_way.clone());
-        (under_way, Seat { spool: self, name: name.to_owned(), number })
+        all.insert(name.to_owned(), UnderWay { taken_over: taken_over.clone(), gate: Arc::clone(&gate) });
+        (taken_over, gate, Seat { spool: self, name: name.to_owned() })
     }
 }
 
-fn taken_over() -> Error {
+fn replaced() -> Error {
     let message = "another upload of the same file goes on in place of this one".to_owned();
     Error::Conflict { reason: "UPLOAD_TAKEN_OVER", message }
+}
+
+/// Removes files from `dir` that nobody has written to for a day.
+pub async fn sweep(dir: &Path) -> io::Result<()> {
+    let mut entries = tokio::fs::read_dir(dir).await?;
+    while let Some(entry) = entries.next_entry().await? {
+        let Ok(metadata) = entry.metadata().await else { continue };
+        let is_old = |age: Duration| age > KEEP;
+        let age = metadata.modified().ok().and_then(|modified| modified.elapsed().ok());
+        // It may have been finished, or swept by another process, since it was listed.
+        if metadata.is_file() && age.is_some_and(is_old) {
+            tokio::fs::remove_file(entry.path()).await.or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// What an upload is for: another version, path, size or content is another upload.
@@ -126,17 +119,16 @@ fn name(of: &VersionId, artifact: &Artifact) -> String {
     hex::encode(Sha256::digest(format!("{of}\n{path}\n{size}\n{sha256}")))
 }
 
-/// Forgets an upload when it ends, unless another has taken over.
+/// Forgets an upload when it ends, unless somebody writes or waits: who comes next must find the same gate.
 struct Seat<'a> {
     spool: &'a Spool,
     name: String,
-    number: u64,
 }
 
 impl Drop for Seat<'_> {
     fn drop(&mut self) {
         let mut all = self.spool.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.get(&self.name).is_some_and(|last| last.number == self.number) {
+        if all.get(&self.name).is_some_and(|last| Arc::strong_count(&last.gate) == 1) {
             all.remove(&self.name);
         }
     }
@@ -145,8 +137,9 @@ impl Drop for Seat<'_> {
 /// A file that has arrived whole. The next upload of the same waits until this is dropped.
 pub struct Spooled<'a> {
     path: PathBuf,
-    _seat: Seat<'a>,
+    // Dropped first: the seat is given up when nobody holds the gate.
     _open: tokio::sync::OwnedMutexGuard<()>,
+    _seat: Seat<'a>,
 }
 
 impl Spooled<'_> {
@@ -169,8 +162,12 @@ impl Spooled<'_> {
         artifact: &Artifact,
         offset: u64,
         mut body: Body<'_>,
-        replaced: &CancellationToken,
+        taken_over: &CancellationToken,
     ) -> Result<()> {
+        // Begun anew, it is another file: the one before may be on its way to where it is kept.
+        if offset == 0 {
+            self.remove().await;
+        }
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&self.path).await.map_err(unavailable)?;
@@ -178,9 +175,6 @@ impl Spooled<'_> {
         if offset != 0 && offset != arrived {
             let message = format!("`header.offset` is {offset}, but {arrived} bytes have arrived; ask GetUpload");
             return Err(Error::Conflict { reason: "UPLOAD_OFFSET", message });
-        }
-        if offset == 0 {
-            file.set_len(0).await.map_err(unavailable)?;
         }
         let mut hash = Sha256::new();
         let mut piece = vec![0; READ_BYTES];
@@ -198,7 +192,7 @@ impl Spooled<'_> {
         while outcome.is_ok() {
             let chunk = tokio::select! {
                 chunk = body.next() => chunk,
-                () = replaced.cancelled() => Some(Err(taken_over())),
+                () = taken_over.cancelled() => Some(Err(replaced())),
             };
             match chunk {
                 None => break,

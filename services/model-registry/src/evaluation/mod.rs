@@ -182,8 +182,9 @@ pub struct RecordDraft {
 impl RecordDraft {
     /// A hash over the inputs, whatever the order of their fields.
     pub fn input_hash(&self) -> String {
-        // A map of `serde_json` is sorted by its keys.
-        hex::encode(Sha256::digest(Value::Object(self.inputs.clone()).to_string()))
+        let mut inputs = Value::Object(self.inputs.clone());
+        inputs.sort_all_objects();
+        hex::encode(Sha256::digest(inputs.to_string()))
     }
 
     /// Who sent it, if it says so.

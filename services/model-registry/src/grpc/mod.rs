@@ -26,7 +26,7 @@ use crate::convert;
 use crate::error::{Error, Result};
 use crate::feed::Feed;
 use crate::metrics::ARTIFACT_BYTES;
-use crate::model::Artifact;
+use crate::model::{Artifact, Updated};
 use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
 use crate::store::{Call, Everything};
 
@@ -99,9 +99,11 @@ impl ModelRegistryService for Registry {
 
     async fn update_model(&self, request: Request<api::UpdateModelRequest>) -> Answer<api::UpdateModelResponse> {
         let (call, update) = convert::model_update(request.into_inner())?;
-        self.store.update(&call, &update).await?;
-        let model = self.store.model(&update.model).await?;
-        self.changed(api::UpdateModelResponse { model: Some(model.into()) })
+        let model = match self.store.update(&call, &update).await? {
+            Updated::Model(model) => Some(model.into()),
+            Updated::Version(_) => None,
+        };
+        self.changed(api::UpdateModelResponse { model })
     }
 
     async fn delete_model(&self, request: Request<api::DeleteModelRequest>) -> Answer<api::DeleteModelResponse> {
@@ -175,10 +177,11 @@ impl ModelRegistryService for Registry {
 
     async fn update_version(&self, request: Request<api::UpdateVersionRequest>) -> Answer<api::UpdateVersionResponse> {
         let (call, update) = convert::version_update(request.into_inner())?;
-        self.store.update(&call, &update).await?;
-        let of = VersionId { model: update.model, number: update.version.unwrap_or_default() };
-        let version = self.store.version(&Reference::Number(of)).await?;
-        self.changed(api::UpdateVersionResponse { version: Some(version.into()) })
+        let version = match self.store.update(&call, &update).await? {
+            Updated::Version(version) => Some(version.into()),
+            Updated::Model(_) => None,
+        };
+        self.changed(api::UpdateVersionResponse { version })
     }
 
     async fn delete_version(&self, request: Request<api::DeleteVersionRequest>) -> Answer<api::DeleteVersionResponse> {

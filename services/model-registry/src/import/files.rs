@@ -91,10 +91,15 @@ impl Import<'_> {
     pub(super) async fn list(&self, place: &Place) -> Found<Vec<Listed>> {
         let mut found = Vec::new();
         let mut dirs = vec![String::new()];
+        let mut seen = 0;
         while let Some(dir) = dirs.pop() {
+            seen += 1;
             for file in self.list_one(place, &dir).await?.files {
                 // Some list names, some paths from the run's root: the last part is the name in both.
                 let name = file.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+                if name.is_empty() {
+                    return Err(Failure::item(format!("`{dir}` lists a file without a name")));
+                }
                 let path = joined(&dir, name);
                 ArtifactPath::parse("path", &path).map_err(|error| Failure::item(format!("`{path}`: {error}")))?;
                 if file.is_dir {
@@ -103,7 +108,7 @@ impl Import<'_> {
                     found.push(Listed { path, size: file.file_size });
                 }
             }
-            if found.len() + dirs.len() > MAX_FILES {
+            if found.len() + dirs.len() + seen > MAX_FILES {
                 return Err(Failure::item(format!("it has more than {MAX_FILES} files")));
             }
         }

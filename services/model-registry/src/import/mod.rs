@@ -8,6 +8,7 @@
 //! that are durable before they are noted. So an import that was killed is started again: what is here is compared and
 //! passed over. A run's files come before the run itself, and all of a run in one transaction.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::artifacts::{self, ArtifactStore};
 use crate::config::{ArtifactConfig, DatabaseConfig};
 use crate::error::Error;
 use crate::maintenance::garbage::Leased;
+use crate::names::VersionId;
 use crate::store::{self, Everything};
 use crate::tracking::{Location, Millis};
 
@@ -165,6 +167,8 @@ struct Import<'a> {
     artifacts: Arc<dyn ArtifactStore>,
     spool: PathBuf,
     downloads: Semaphore,
+    /// The versions that are here as they are there.
+    settled: Mutex<BTreeSet<VersionId>>,
     report: Mutex<Report>,
     progress: &'a dyn Progress,
 }
@@ -190,6 +194,7 @@ pub async fn import(config: &ImportConfig, progress: &dyn Progress) -> anyhow::R
         artifacts,
         spool,
         downloads: Semaphore::new(config.concurrency.into()),
+        settled: Mutex::default(),
         report: Mutex::new(Report::new(&config.from, version, config.dry_run)),
         progress,
     };

@@ -189,6 +189,7 @@ impl Import<'_> {
                     let told = format!("they stay at {}", here.origin.source);
                     self.leave_out("files of version", id.to_string(), told);
                 }
+                self.settled.lock().insert(id);
                 return Ok(());
             }
             Err(Error::NotFound(_)) => {}
@@ -202,6 +203,7 @@ impl Import<'_> {
         } else {
             self.here_already(|counts| counts.versions += 1);
         }
+        self.settled.lock().insert(id);
         Ok(())
     }
 
@@ -321,6 +323,9 @@ impl Import<'_> {
             Err(error) => return Err(error.into()),
         }
         let to = VersionId { model: name.clone(), number };
+        if !self.settled.lock().contains(&to) {
+            return Err(Failure::item(format!("version {number}, which it points at, was left out")));
+        }
         if self.config.dry_run || self.store.import_alias(&self.call(), &alias, &to).await? {
             self.copied(|counts| counts.aliases += 1);
             return Ok(());

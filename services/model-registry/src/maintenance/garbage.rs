@@ -106,8 +106,13 @@ impl Collection {
         }
         // In one order, so that two collections never wait for each other.
         candidates.sort();
-        let from = (!dry_run).then_some(&*self.artifacts);
-        let garbage = self.store.sweep(&candidates, self.now, retention, from).await?;
+        // A task of its own: a caller who leaves in the middle does not take the locks away from what is being deleted.
+        let (store, artifacts, now) = (self.store.clone(), self.artifacts.clone(), self.now);
+        let sweeping = tokio::spawn(async move {
+            let from = (!dry_run).then_some(&*artifacts);
+            store.sweep(&candidates, now, retention, from).await
+        });
+        let garbage = sweeping.await.map_err(anyhow::Error::from)??;
         for kept in batch.iter().filter(|kept| garbage.contains(&kept.sha256)) {
             self.found.deleted_files += 1;
             self.found.deleted_bytes += kept.size;
@@ -157,8 +162,8 @@ impl ArtifactStore for Leased {
         self.artifacts.list()
     }
 
-    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
-        self.artifacts.remove(garbage).await
+    async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()> {
+        self.artifacts.remove(garbage, deadline).await
     }
 }
 

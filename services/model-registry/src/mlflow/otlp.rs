@@ -27,7 +27,7 @@ const EXPERIMENT: &str = "x-mlflow-experiment-id";
 const RUN: &str = "x-mlflow-run-id";
 
 pub(super) fn routes() -> Router<Mlflow> {
-    let decompressed = RequestDecompressionLayer::new().gzip(true).deflate(true).br(false).zstd(false);
+    let decompressed = RequestDecompressionLayer::new().gzip(true).deflate(true);
     Router::new().route("/v1/traces", post(export)).layer(DefaultBodyLimit::max(MAX_BYTES)).layer(decompressed)
 }
 
@@ -40,16 +40,25 @@ async fn export(State(mlflow): State<Mlflow>, headers: HeaderMap, body: Bytes) -
     let content = text(header::CONTENT_TYPE.as_str()).split(';').next().unwrap_or_default().trim();
     let unreadable = |why: String| Refusal::invalid(format!("Invalid OpenTelemetry format: {why}"));
     let (request, kind, answer): (ExportTraceServiceRequest, _, &[u8]) = match content {
-        PROTOBUF => (Message::decode(body).map_err(|error| unreadable(error.to_string()))?, PROTOBUF, b""),
-        JSON => (serde_json::from_slice(&body).map_err(|error| unreadable(error.to_string()))?, JSON, b"{}"),
+        PROTOBUF => {
+            otlp::budget::protobuf(&body).map_err(unreadable)?;
+            (Message::decode(body).map_err(|error| unreadable(error.to_string()))?, PROTOBUF, b"")
+        }
+        JSON => {
+            otlp::budget::json(&body).map_err(unreadable)?;
+            (serde_json::from_slice(&body).map_err(|error| unreadable(error.to_string()))?, JSON, b"{}")
+        }
         other => {
             let message = format!("Invalid Content-Type: {other}. Expected: {PROTOBUF} or {JSON}");
             return Err(Refusal::invalid(message));
         }
     };
     let spans = otlp::spans(request)?;
-    mlflow.store.log_spans(experiment, &spans).await?;
     let run = text(RUN);
+    if !run.is_empty() {
+        mlflow.store.run(run).await?;
+    }
+    mlflow.store.log_spans(experiment, &spans).await?;
     if !run.is_empty() {
         let roots = spans.into_iter().filter(|span| span.parent.is_none()).map(|span| span.trace);
         let traces: BTreeSet<String> = roots.collect();

@@ -20,6 +20,8 @@ use crate::webhooks::IS_PROMPT;
 /// Where a version's own files are read, whatever has become of its source.
 pub(super) const VERSIONS: &str = "versions";
 
+/// How many copies a source is followed through.
+const MAX_COPIES: usize = 32;
 /// The tag of a logged model that lists its registered versions.
 const MODEL_VERSIONS: &str = "mlflow.modelVersions";
 
@@ -382,8 +384,9 @@ impl Mlflow {
     /// Where the files of a source are: `models:/…` names something that has a source of its own.
     async fn resolved(&self, source: &str) -> Result<String, Refusal> {
         let mut source = source.to_owned();
-        // A copy of a copy of a copy: each is older than what was copied from it, so this ends.
-        while let Some(rest) = source.strip_prefix("models:/") {
+        // A copy of a copy of a copy. An alias may have been moved since, to where it began: that has no end.
+        for _ in 0..MAX_COPIES {
+            let Some(rest) = source.strip_prefix("models:/") else { break };
             source = match Reference::parse("source", rest) {
                 Ok(reference) => self.store.version(&reference).await?.origin.source,
                 Err(_) => return Ok(self.store.logged_model(rest).await?.artifact_location),

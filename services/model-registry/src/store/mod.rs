@@ -1,7 +1,7 @@
 //! What the registry remembers: one trait, in SQLite and in PostgreSQL.
 //!
 //! The queries are the same in both and written once, in `tables`, which `sqlite.rs` and `postgres.rs` each compile for their
-//! own database. Every write first locks the one row of `log`: writes happen one after the other, so the sequence of
+//! own database. Every write of the registry first locks the one row of `log`: they happen one after the other, so the sequence of
 //! the events is the order in which they were committed, on one replica or on many.
 
 use std::fmt;
@@ -19,7 +19,9 @@ use crate::error::{Dependency, Error, Result};
 use crate::evaluation::{Datasets, Scorers};
 use crate::lineage::Lineage;
 use crate::maintenance::Keeping;
-use crate::model::{AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Version, VersionDraft};
+use crate::model::{
+    AliasMove, Artifact, Event, Micros, Model, ModelDraft, TagChange, Update, Updated, Version, VersionDraft,
+};
 use crate::names::{ModelName, Reference, VersionId};
 use crate::protection::Protection;
 use crate::tracking::import::Imports;
@@ -93,7 +95,7 @@ pub trait Store: Send + Sync {
     /// Removes a version; while an alias points at it only `with_aliases`, which then go too.
     async fn delete_version(&self, call: &Call, of: &VersionId, with_aliases: bool) -> Result<()>;
     /// Gives a model, or one of its versions, another description or other tags.
-    async fn update(&self, call: &Call, update: &Update) -> Result<()>;
+    async fn update(&self, call: &Call, update: &Update) -> Result<Updated>;
 
     /// Points an alias somewhere else, or removes it, if it points where it is expected to.
     async fn move_alias(&self, call: &Call, to: &AliasMove) -> Result<Model>;
@@ -161,10 +163,13 @@ pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow:
 const IDS_AT_ONCE: usize = 1000;
 const ROWS_AT_ONCE: usize = 1000;
 
-/// Tells one call's content from another's: a hash over the method and its arguments, maps sorted.
-fn fingerprint(method: &str, arguments: &impl Serialize) -> Result<String> {
+/// Tells one call from another: a hash over the caller, the method and its arguments, maps sorted. Two callers who take the same
+/// id do not get each other's answer.
+fn fingerprint(caller: &str, method: &str, arguments: &impl Serialize) -> Result<String> {
     let arguments = serde_json::to_vec(arguments).map_err(anyhow::Error::from)?;
     let mut hash = Sha256::new();
+    hash.update(caller);
+    hash.update([0]);
     hash.update(method);
     hash.update([0]);
     hash.update(arguments);
@@ -195,12 +200,12 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
             sqlx::Error::WorkerCrashed => true,
             // PostgreSQL: connection lost, out of resources, shutting down, waited too long for a lock, idle too long in a
-            // transaction. SQLite: busy beyond the timeout.
+            // transaction, a deadlock, a query that took too long. SQLite: busy beyond the timeout.
             sqlx::Error::Database(database) => database.code().is_some_and(|code| {
                 code.starts_with("08")
                     || code.starts_with("53")
                     || code.starts_with("57P")
-                    || ["55P03", "25P03", "5"].contains(&&*code)
+                    || ["55P03", "25P03", "40P01", "57014", "5"].contains(&&*code)
             }),
             _ => false,
         };

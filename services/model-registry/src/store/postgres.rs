@@ -43,9 +43,11 @@ const LOCK_RUNS: &str = " ORDER BY id FOR SHARE";
 /// How many groups of callers may be written at once.
 const GROUPS: usize = 2;
 
-/// Every write waits for the one before it. A replica that died in the middle of its own must not hold up the others until
+/// Writes wait for each other. A replica that died in the middle of its own must not hold up the others until
 /// TCP gives it up.
-const GIVE_UP: [(&str, &str); 2] = [("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s")];
+/// A caller who leaves does not end the query that was begun for them: the database does.
+const GIVE_UP: [(&str, &str); 3] =
+    [("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s"), ("statement_timeout", "60s")];
 
 /// How long a call waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +66,7 @@ fn quotes_the_password(_: sqlx::Error) -> anyhow::Error {
 pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<PostgresStore> {
     let options: PgConnectOptions = url.as_str().parse().map_err(quotes_the_password)?;
     let host = options.get_host().to_owned();
+    let unlimited = options.clone();
     let options = options.options(GIVE_UP);
     // Apart, so that writes that wait for each other leave connections to reads.
     let writers = connections.div_ceil(2);
@@ -83,7 +86,9 @@ pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<
     let reader = pool(connections - writers).connect_lazy_with(options);
     let migrator = sqlx::migrate!("migrations/postgres");
     if migrate {
-        migrator.run(&writer).await.context("DATABASE_URL: cannot bring the tables up to date")?;
+        let one = PgPoolOptions::new().max_connections(1).connect_with(unlimited).await.with_context(context)?;
+        migrator.run(&one).await.context("DATABASE_URL: cannot bring the tables up to date")?;
+        one.close().await;
     } else {
         let newest = migrator.iter().map(|migration| migration.version).max().unwrap_or_default();
         let (applied,): (i64,) = sqlx::query_as("SELECT COALESCE(MAX(version), 0) FROM _sqlx_migrations WHERE success")

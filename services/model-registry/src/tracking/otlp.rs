@@ -13,6 +13,10 @@ use super::spans::{Content, Span, SpanEvent, SpanStatus, TRACE_ID};
 use super::traces::trace_id;
 use crate::error::{Error, Result};
 
+pub mod budget;
+
+/// Most values in a text that is read as JSON; a longer one stays a text.
+const MAX_DECODED: usize = 10_000;
 /// What MLflow puts before the id that OpenTelemetry gives a trace.
 const PREFIX: &str = "tr-";
 /// Most spans in one request.
@@ -115,7 +119,8 @@ fn read(value: Option<AnyValue>) -> Value {
 /// MLflow's exporters put JSON into a text: a text, list or object in there is what is meant.
 fn decoded(value: Value) -> Value {
     let Value::String(text) = &value else { return value };
-    if !text.trim_start().starts_with(['"', '[', '{']) {
+    let values = text.bytes().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if values > MAX_DECODED || !text.trim_start().starts_with(['"', '[', '{']) {
         return value;
     }
     match serde_json::from_str::<Value>(text) {

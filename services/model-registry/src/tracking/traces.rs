@@ -40,7 +40,9 @@ const MAX_NAME: usize = 250;
 /// Largest value, rationale or error of an assessment, in bytes of JSON or characters.
 const MAX_JUDGEMENT: usize = 65_535;
 /// Most bytes of spans that one trace takes in, and that one answer holds.
-pub const MAX_SPAN_BYTES: u64 = 256 << 20;
+pub const MAX_SPAN_BYTES: u64 = 64 << 20;
+/// Most values in the spans of one answer: each takes hundreds of bytes once it is read.
+pub const MAX_SPAN_VALUES: usize = 500_000;
 /// Most traces that are linked to a run at once, or asked for with their spans.
 const MAX_TRACES_AT_ONCE: usize = 100;
 /// Most traces on a page.

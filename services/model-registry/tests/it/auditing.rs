@@ -236,6 +236,14 @@ async fn a_protected_alias_moves_only_when_its_rule_is_met(world: &World) {
     world.point("m", "champion", 1, None).await.unwrap();
     world.client.clone().create_version(by("ada", version_of("m"))).await.unwrap();
     world.upload("m", 2, "a", b"2").await.unwrap();
+    // What is said of a version is said of its files: they must not change any more.
+    let early = RecordCheckRequest {
+        model: "m".into(),
+        version: 2,
+        check: Some(Check { name: "backtest".into(), passed: true, ..Default::default() }),
+        ..Default::default()
+    };
+    assert_eq!(reason(protection(world).record_check(by("ci", early)).await), "VERSION_PENDING");
     world.finalize("m", 2).await.unwrap();
 
     let rule = |required: &[&str], approvals, etag_required| SetAliasRuleRequest {
@@ -302,10 +310,22 @@ async fn a_protected_alias_moves_only_when_its_rule_is_met(world: &World) {
     assert_eq!(reason(world.point("m", "champion", 2, None).await), "ALIAS_PROTECTED");
     assert_eq!(world.point("m", "champion", 2, Some(1)).await.unwrap().aliases["champion"], 2);
 
+    // Two who take the same id do not get each other's answer.
+    let twice = ApproveVersionRequest { request_id: "approve".into(), ..approve("champion") };
+    protection(world).approve_version(by("bob", twice.clone())).await.unwrap();
+    assert_eq!(reason(protection(world).approve_version(by("eve", twice)).await), "REQUEST_ID_REUSED");
+
     let get = GetStandingRequest { model: "m".into(), version: 2 };
     let standing = protection(world).get_standing(get).await.unwrap().into_inner();
     assert_eq!((&*standing.author, standing.checks.len(), standing.approvals.len()), ("ada", 1, 2));
     assert_eq!((&*standing.checks[0].caller, standing.checks[0].passed), ("ci", true));
+
+    // A rule for an alias that is not there yet keeps its model too.
+    world.model("n").await;
+    let ahead = SetAliasRuleRequest { model: "n".into(), ..rule(&["backtest"], 0, false) };
+    protection(world).set_alias_rule(ahead).await.unwrap();
+    let delete = DeleteModelRequest { name: "n".into(), ..Default::default() };
+    assert_eq!(reason(world.client.clone().delete_model(delete).await), "ALIAS_PROTECTED");
 
     let delete = DeleteAliasRuleRequest { model: "m".into(), alias: "champion".into(), ..Default::default() };
     protection(world).delete_alias_rule(by("risk", delete.clone())).await.unwrap();
@@ -397,6 +417,12 @@ async fn updates_change_what_their_mask_names(world: &World) {
     assert_eq!(updated.tags, tags("k"));
     let updated = update(model(&["tags", "description"], "l", updated.etag.clone())).await.unwrap();
     assert_eq!(updated.tags, tags("l"), "all of them at once");
+    let once = UpdateModelRequest { request_id: "once".into(), ..model(&["tags"], "m", String::new()) };
+    let first = update(once.clone()).await.unwrap();
+    update(model(&["tags"], "n", String::new())).await.unwrap();
+    assert_eq!(update(once).await.unwrap(), first, "a repeated call gets the first answer");
+    let dry = UpdateModelRequest { validate_only: true, ..model(&["tags"], "o", String::new()) };
+    assert_eq!(update(dry).await.unwrap().tags, tags("o"), "as if it had happened");
     assert_eq!(reason(update(model(&["name"], "k", String::new())).await), "INVALID_MASK");
     assert_eq!(reason(update(model(&[], "k", String::new())).await), "INVALID_MASK");
     assert_eq!(reason(update(model(&["tags"], "k", "0".into())).await), "ETAG_MISMATCH");

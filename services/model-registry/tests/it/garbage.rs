@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_sdk_s3::config::Credentials;
@@ -164,9 +164,9 @@ impl ArtifactStore for Slow {
         self.0.list()
     }
 
-    async fn remove(&self, garbage: &[Sha256Hex]) -> Result<()> {
+    async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()> {
         tokio::time::sleep(self.1).await;
-        self.0.remove(garbage).await
+        self.0.remove(garbage, deadline).await
     }
 }
 

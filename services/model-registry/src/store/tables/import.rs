@@ -221,6 +221,10 @@ impl Imports for Tables {
         let mut write = self.write(call).await?;
         let model = model_named(&mut write.tx, &to.model).await?;
         let target = version_numbered(&mut write.tx, to).await?;
+        if target.digest.is_none() {
+            let message = format!("version `{to}` is PENDING here; an alias cannot point at it");
+            return Err(Error::Precondition { reason: "VERSION_PENDING", message });
+        }
         let added = query("INSERT INTO aliases (model, alias, version) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
             .bind(to.model.as_str())
             .bind(alias.as_str())
@@ -263,10 +267,11 @@ async fn is_untouched(tx: &mut Connection) -> Result<bool> {
 /// Whether the log tells of this; `version` is 0 for the model itself.
 async fn has_happened(tx: &mut Connection, kind: EventKind, model: &ModelName, version: i64) -> Result<bool> {
     let found: Option<i64> =
-        query_scalar("SELECT sequence FROM events WHERE model = $1 AND version = $2 AND kind = $3 LIMIT 1")
+        query_scalar("SELECT sequence FROM events WHERE model = $1 AND version = $2 AND kind IN ($3, $4) LIMIT 1")
             .bind(model.as_str())
             .bind(version)
             .bind(to_word(&kind)?)
+            .bind(to_word(&if version == 0 { kind } else { EventKind::VersionDeleted })?)
             .fetch_optional(&mut *tx)
             .await?;
     Ok(found.is_some())

@@ -1,7 +1,7 @@
 //! What must stay: leases, references, deletions not long ago and legal holds, compiled once for each database.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::json;
@@ -11,7 +11,7 @@ use super::reading::{model as model_named, version as version_numbered};
 use super::{Begun, Connection, Db, Tables, event};
 use crate::artifacts::ArtifactStore;
 use crate::audit::Change;
-use crate::error::{Dependency, Entity, Error, Result};
+use crate::error::{Entity, Error, Result};
 use crate::maintenance::{Hold, HoldDraft, Keeping, Signed};
 use crate::model::{Event, EventKind, Micros};
 use crate::names::{ModelName, Sha256Hex, VersionId};
@@ -20,7 +20,7 @@ use crate::store::{Call, legal_hold};
 /// Every column that refers to bytes in the artifact store: a table that is added with one belongs here.
 const REFERENCES: [&str; 2] = ["artifacts", "files"];
 
-/// Deleting must end while the locks are surely held: PostgreSQL ends a transaction that is idle for 10 s.
+/// No deletion begins later than this after the locks were taken: PostgreSQL ends a transaction that is idle for 10 s.
 const MAX_DELETING: Duration = Duration::from_secs(5);
 
 #[derive(sqlx::FromRow)]
@@ -116,11 +116,7 @@ impl Keeping for Tables {
         let garbage: Vec<_> =
             candidates.iter().filter(|candidate| !kept.contains(candidate.as_str())).cloned().collect();
         let Some(store) = store.filter(|_| !garbage.is_empty()) else { return Ok(garbage) };
-        let slow = |_| {
-            let source = anyhow::anyhow!("deleting {} files took more than {MAX_DELETING:?}", garbage.len());
-            Error::Unavailable { dependency: Dependency::ArtifactStore, source }
-        };
-        tokio::time::timeout(MAX_DELETING, store.remove(&garbage)).await.map_err(slow)??;
+        store.remove(&garbage, Instant::now() + MAX_DELETING).await?;
         let mut query = QueryBuilder::<Db>::new("DELETE FROM leases WHERE until = 0 AND ");
         push_among(&mut query, candidates);
         query.build().execute(&mut *write.tx).await?;

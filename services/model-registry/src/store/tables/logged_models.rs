@@ -1,6 +1,6 @@
 //! Logged models in the tables of `migrations/`, compiled once for each database.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, query};
@@ -8,7 +8,7 @@ use sqlx::{QueryBuilder, query};
 use super::experiments::{self, push_view};
 use super::runs::kept;
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::{Connection, Db, IDS_AT_ONCE, Tables};
+use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::store::rows::{from_word, to_word};
@@ -203,28 +203,52 @@ pub(super) async fn set(
     Ok(())
 }
 
-/// Notes the metrics that were measured of logged models.
+/// Notes the metrics that were measured of logged models; of several with one key, time and step the last counts.
 pub(super) async fn add_metrics(tx: &mut Connection, run: &str, metrics: &[Metric]) -> Result<()> {
+    let mut newest: BTreeMap<(&str, &str, i64, i64), &Metric> = BTreeMap::new();
     for metric in metrics {
-        let Some(model) = &metric.model else { continue };
-        let (dataset_name, dataset_digest) = metric.dataset.clone().unwrap_or_default();
-        find(tx, model).await?;
-        query(
-            "INSERT INTO logged_model_metrics (model, run, key, timestamp, step, value, nan, dataset_name, dataset_digest)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (model, run, key, timestamp, step) DO UPDATE
-             SET value = excluded.value, nan = excluded.nan",
-        )
-        .bind(model)
-        .bind(run)
-        .bind(&metric.key)
-        .bind(metric.timestamp.0)
-        .bind(metric.step)
-        .bind(kept(metric.value).0)
-        .bind(kept(metric.value).1)
-        .bind(dataset_name)
-        .bind(dataset_digest)
-        .execute(&mut *tx)
-        .await?;
+        if let Some(model) = &metric.model {
+            newest.insert((model, &metric.key, metric.timestamp.0, metric.step), metric);
+        }
+    }
+    let models: BTreeSet<&str> = newest.keys().map(|(model, ..)| *model).collect();
+    must_all_be_there(tx, &models).await?;
+    for some in Vec::from_iter(newest).chunks(ROWS_AT_ONCE) {
+        let mut insert = QueryBuilder::<Db>::new(
+            "INSERT INTO logged_model_metrics (model, run, key, timestamp, step, value, nan, dataset_name,
+                                               dataset_digest) ",
+        );
+        insert.push_values(some, |mut row, ((model, key, timestamp, step), metric)| {
+            let (value, nan) = kept(metric.value);
+            let (name, digest) = metric.dataset.clone().unwrap_or_default();
+            row.push_bind((*model).to_owned()).push_bind(run.to_owned()).push_bind((*key).to_owned());
+            row.push_bind(*timestamp)
+                .push_bind(*step)
+                .push_bind(value)
+                .push_bind(nan)
+                .push_bind(name)
+                .push_bind(digest);
+        });
+        insert.push(
+            " ON CONFLICT (model, run, key, timestamp, step) DO UPDATE SET value = excluded.value, nan = excluded.nan",
+        );
+        insert.build().execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+async fn must_all_be_there(tx: &mut Connection, ids: &BTreeSet<&str>) -> Result<()> {
+    for some in Vec::from_iter(ids).chunks(IDS_AT_ONCE) {
+        let mut query = QueryBuilder::<Db>::new("SELECT id FROM logged_models WHERE deleted = 0 AND id IN (");
+        let mut list = query.separated(", ");
+        for id in some {
+            list.push_bind((**id).to_owned());
+        }
+        query.push(")");
+        let there: Vec<String> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+        if let Some(id) = some.iter().find(|id| !there.iter().any(|there| there == **id)) {
+            return Err(Error::NotFound(Entity::LoggedModel((**id).to_owned())));
+        }
     }
     Ok(())
 }

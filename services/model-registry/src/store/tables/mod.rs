@@ -13,7 +13,7 @@ use super::{BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MA
 use crate::audit::Change;
 use crate::error::{Entity, Error, Result};
 use crate::model::{
-    AliasMove, Artifact, Event, EventKind, Model, ModelDraft, TagChange, Update, Version, VersionDraft,
+    AliasMove, Artifact, Event, EventKind, Model, ModelDraft, TagChange, Update, Updated, Version, VersionDraft,
 };
 use crate::names::{ModelName, Reference, VersionId};
 use crate::store::rows::EventRow;
@@ -130,6 +130,7 @@ impl Store for Tables {
                 format!("alias `{name}@{alias}` points at version {version}; delete it first, or set `force`");
             return Err(Error::Precondition { reason: "MODEL_IN_USE", message });
         }
+        write.must_not_be_protected(name, None).await?;
         for alias in model.aliases.keys() {
             write.remove_alias(name, alias).await?;
         }
@@ -226,9 +227,9 @@ impl Store for Tables {
         write.commit(()).await
     }
 
-    async fn update(&self, call: &Call, update: &Update) -> Result<()> {
+    async fn update(&self, call: &Call, update: &Update) -> Result<Updated> {
         let mut write = match self.begin("update", call, update).await? {
-            Begun::Before(()) => return Ok(()),
+            Begun::Before(answer) => return Ok(answer),
             Begun::Now(write) => write,
         };
         let Update { model: name, version: number, description, tags } = update;
@@ -269,7 +270,11 @@ impl Store for Tables {
             after.insert("tags".to_owned(), json!(tags));
         }
         write.record(Event { version: number, ..event(kind, name) }, Change::changed(action, before, after)).await?;
-        write.commit(()).await
+        let updated = match number {
+            0 => Updated::Model(model(&mut write.tx, name).await?),
+            number => Updated::Version(version(&mut write.tx, &VersionId { model: name.clone(), number }).await?),
+        };
+        write.commit(updated).await
     }
 
     async fn move_alias(&self, call: &Call, to: &AliasMove) -> Result<Model> {
@@ -400,7 +405,7 @@ impl Store for Tables {
 impl Write {
     /// Removes an alias that is there, unless it is protected.
     async fn remove_alias(&mut self, model: &ModelName, alias: &str) -> Result<()> {
-        self.must_not_be_protected(model, alias).await?;
+        self.must_not_be_protected(model, Some(alias)).await?;
         let was: Option<i64> = query_scalar("DELETE FROM aliases WHERE model = $1 AND alias = $2 RETURNING version")
             .bind(model.as_str())
             .bind(alias)

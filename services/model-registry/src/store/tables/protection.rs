@@ -71,6 +71,7 @@ impl Protection for Tables {
                 write.tell(event(EventKind::ModelUpdated, of)).await?;
             }
             Act::RecordCheck { of, name, check } => {
+                must_be_ready(&mut write.tx, of).await?;
                 let before = standing(&mut write.tx, of).await?.checks.remove(name);
                 query(
                     "INSERT INTO checks (model, version, name, passed, summary, caller, time)
@@ -92,6 +93,7 @@ impl Protection for Tables {
                 write.of_version(of, Change::changed("version.record_check", before, after)).await?;
             }
             Act::Approve { of, alias, comment } => {
+                must_be_ready(&mut write.tx, of).await?;
                 let standing = standing(&mut write.tx, of).await?;
                 if call.caller.is_empty() {
                     let problem = "must say who approves (gRPC metadata; or the user of HTTP basic authentication)";
@@ -148,14 +150,22 @@ impl Write {
         Err(Error::Precondition { reason: "ALIAS_PROTECTED", message })
     }
 
-    /// Refuses to do away with an alias while its rule stands.
-    pub(super) async fn must_not_be_protected(&mut self, model: &ModelName, alias: &str) -> Result<()> {
-        if !rules(&mut self.tx, model).await?.contains_key(alias) {
-            return Ok(());
-        }
+    /// Refuses to do away with an alias while its rule stands; without an alias, with any that has a rule.
+    pub(super) async fn must_not_be_protected(&mut self, model: &ModelName, alias: Option<&str>) -> Result<()> {
+        let rules = rules(&mut self.tx, model).await?;
+        let Some(alias) = rules.keys().find(|rule| alias.is_none_or(|alias| alias == *rule)) else { return Ok(()) };
         let message = format!("alias `{model}@{alias}` is protected; delete its rule first");
         Err(Error::Precondition { reason: "ALIAS_PROTECTED", message })
     }
+}
+
+/// What is said of a version is said of its files, so they must not change any more.
+async fn must_be_ready(tx: &mut Connection, of: &VersionId) -> Result<()> {
+    if version(tx, of).await?.digest.is_some() {
+        return Ok(());
+    }
+    let message = format!("version `{of}` is PENDING; finalize it before it is checked and approved");
+    Err(Error::Precondition { reason: "VERSION_PENDING", message })
 }
 
 async fn rules(tx: &mut Connection, model: &ModelName) -> Result<BTreeMap<String, Rule>> {

@@ -104,9 +104,7 @@ impl Registered for Tables {
     async fn rename_model(&self, call: &Call, from: &ModelName, to: &ModelName) -> Result<Model> {
         let mut write = self.write(call).await?;
         let model = model_named(&mut write.tx, from).await?;
-        for alias in model.aliases.keys() {
-            write.must_not_be_protected(from, alias).await?;
-        }
+        write.must_not_be_protected(from, None).await?;
         if find_model(&mut write.tx, to).await?.is_some() {
             return Err(Error::ModelExists(to.clone()));
         }
@@ -124,7 +122,6 @@ impl Registered for Tables {
             "UPDATE imports SET model = $2 WHERE model = $1",
             "UPDATE holds SET model = $2 WHERE model = $1",
             "UPDATE tags SET model = $2 WHERE model = $1",
-            "UPDATE alias_rules SET model = $2 WHERE model = $1",
             "UPDATE checks SET model = $2 WHERE model = $1",
             "UPDATE approvals SET model = $2 WHERE model = $1",
             "DELETE FROM models WHERE name = $1 AND name <> $2",

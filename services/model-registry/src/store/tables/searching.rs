@@ -13,9 +13,11 @@ const IS_PROMPT: &str = "mlflow.prompt.is_prompt";
 
 /// From so many conditions on tables of keys and values on, each is looked up by itself: PostgreSQL would try the orders
 /// in which all of them can be joined, which takes ten seconds for fifty.
-const JOINED: usize = 6;
+pub(super) const JOINED: usize = 6;
 /// Keeps a subquery from being joined, and changes nothing else.
-const APART: &str = " LIMIT 1 OFFSET 0";
+pub(super) const APART: &str = " LIMIT 1 OFFSET 0";
+/// The same for a list that is compared with, and its end.
+pub(super) const LIST_APART: &str = " LIMIT 9223372036854775807 OFFSET 0)";
 
 /// What is searched, in tables.
 pub(super) struct Place {
@@ -100,7 +102,7 @@ fn push_metric(query: &mut QueryBuilder<Db>, from: &str, key: &str, op: Op, valu
     query.push(format!("{owner} IN (SELECT {inner} FROM {table} WHERE p.key = ")).push_bind(key.to_owned());
     query.push(" AND ");
     push_comparison(query, "p.value", op, value);
-    query.push(if apart { " LIMIT 9223372036854775807 OFFSET 0)" } else { ")" });
+    query.push(if apart { LIST_APART } else { ")" });
 }
 
 pub(super) fn push_comparison(query: &mut QueryBuilder<Db>, column: &str, op: Op, value: &Value) {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::store::rows::{from_json, from_word, to_json, to_word};
 use crate::tracking::spans::{INPUTS, OUTPUTS, Span, SpanStatus, TOKEN_USAGE};
 use crate::tracking::traces::{
-    ARTIFACT_LOCATION, MAX_SPAN_BYTES, SPANS_LOCATION, TOKENS, TRACE_NAME, TraceState, preview,
+    ARTIFACT_LOCATION, MAX_SPAN_BYTES, MAX_SPAN_VALUES, SPANS_LOCATION, TOKENS, TRACE_NAME, TraceState, preview,
 };
 
 /// What tokens are counted apart.
@@ -195,11 +195,18 @@ pub(super) async fn must_fit_one_answer(tx: &mut Connection, ids: &[String]) -> 
 /// Reads the spans of traces, each trace's root first and then by time.
 pub(super) async fn of_traces(tx: &mut Connection, ids: &[String]) -> Result<HashMap<String, Vec<Span>>> {
     let mut by_trace: HashMap<String, Vec<Span>> = HashMap::new();
+    let mut values = 0;
     for some in ids.chunks(IDS_AT_ONCE) {
         let select = "SELECT trace, id, parent, name, kind, status, start_ns, end_ns, content FROM spans";
         let mut query = with_ids(select, "trace", some);
         query.push(" ORDER BY CASE WHEN parent IS NULL THEN 0 ELSE 1 END, start_ns, id");
         for row in query.build_query_as::<Row>().fetch_all(&mut *tx).await? {
+            values += row.content.bytes().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+            if values > MAX_SPAN_VALUES {
+                return Err(Error::Rejected(format!(
+                    "the spans of these traces hold more than {MAX_SPAN_VALUES} values, the most that are answered at once"
+                )));
+            }
             by_trace.entry(row.trace.clone()).or_default().push(row.into_span()?);
         }
     }

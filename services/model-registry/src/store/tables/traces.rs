@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, query};
 
-use super::searching::push_comparison;
+use super::searching::{APART, JOINED, LIST_APART, push_comparison};
 use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, SPAN_ATTRIBUTES, Tables, assessments, experiments, spans};
 use crate::error::{Entity, Error, Result};
 use crate::search::traces::{Attribute, Condition, Field, Order, SpanField};
@@ -190,7 +190,12 @@ impl Traces for Tables {
     async fn delete_traces(&self, experiment: i64, doomed: &Doomed) -> Result<u64> {
         let mut tx = self.begin_write().await?;
         let ids = match doomed {
-            Doomed::Named(ids) => ids.clone(),
+            Doomed::Named(ids) => {
+                // In one order, so that no two transactions wait for each other.
+                let mut ids = ids.clone();
+                ids.sort();
+                ids
+            }
             Doomed::Until { time, at_most } => {
                 let mut oldest = QueryBuilder::<Db>::new("SELECT id FROM traces WHERE experiment = ");
                 oldest.push_bind(experiment).push(" AND request_time <= ").push_bind(time.0);
@@ -209,6 +214,11 @@ impl Traces for Tables {
             let mut traces = with_ids("DELETE FROM traces", "id", some);
             traces.push(" AND experiment = ").push_bind(experiment);
             gone += traces.build().execute(&mut *tx).await?.rows_affected();
+            // A million traces are not one transaction: who asks again goes on from what is left.
+            if matches!(doomed, Doomed::Until { .. }) {
+                tx.commit().await?;
+                tx = self.begin_write().await?;
+            }
         }
         tx.commit().await?;
         Ok(gone)
@@ -377,39 +387,40 @@ fn push_experiments(query: &mut QueryBuilder<Db>, experiments: &[i64]) {
 
 /// Adds ` AND …` for each condition.
 fn push_conditions(query: &mut QueryBuilder<Db>, conditions: &[Condition]) {
-    for Condition { field, op, value } in conditions {
+    for (index, Condition { field, op, value }) in conditions.iter().enumerate() {
         query.push(" AND ");
+        let end = if index >= JOINED { APART } else { "" };
         match field {
             Field::Attribute(attribute) => push_comparison(query, column(*attribute), *op, value),
             Field::Tag(key) => {
                 query.push("EXISTS (SELECT 1 FROM trace_tags p WHERE p.trace = traces.id AND p.key = ");
                 query.push_bind(key.clone()).push(" AND ");
                 push_comparison(query, "p.value", *op, value);
-                query.push(")");
+                query.push(format!("{end})"));
             }
             Field::Metadata(key) => {
                 query.push("EXISTS (SELECT 1 FROM trace_metadata p WHERE p.trace = traces.id AND p.key = ");
                 query.push_bind(key.clone()).push(" AND ");
                 push_comparison(query, "p.value", *op, value);
-                query.push(")");
+                query.push(format!("{end})"));
             }
             Field::Run => {
                 query.push("traces.id IN (SELECT p.trace FROM trace_runs p WHERE ");
                 push_comparison(query, "p.run", *op, value);
-                query.push(")");
+                query.push(if index >= JOINED { LIST_APART } else { ")" });
             }
             Field::Span(SpanField::Attribute(key)) => {
                 query.push(format!("EXISTS (SELECT 1 FROM {SPAN_ATTRIBUTES} p WHERE p.trace = traces.id AND p.key = "));
                 query.push_bind(key.clone()).push(" AND ");
                 push_comparison(query, "p.value", *op, value);
-                query.push(")");
+                query.push(format!("{end})"));
             }
             Field::Span(SpanField::Content) => {
                 query.push("EXISTS (SELECT 1 FROM spans p WHERE p.trace = traces.id AND (");
                 push_comparison(query, "p.name", *op, value);
                 query.push(" OR ");
                 push_comparison(query, "p.content", *op, value);
-                query.push("))");
+                query.push(format!("){end})"));
             }
             Field::Span(field) => {
                 let column = match field {
@@ -419,14 +430,14 @@ fn push_conditions(query: &mut QueryBuilder<Db>, conditions: &[Condition]) {
                 };
                 query.push("EXISTS (SELECT 1 FROM spans p WHERE p.trace = traces.id AND ");
                 push_comparison(query, column, *op, value);
-                query.push(")");
+                query.push(format!("{end})"));
             }
             Field::Feedback(name) | Field::Expectation(name) => {
                 let kind = if matches!(field, Field::Feedback(_)) { "feedback" } else { "expectation" };
                 query.push("EXISTS (SELECT 1 FROM assessments p WHERE p.trace = traces.id AND p.kind = ");
                 query.push_bind(kind).push(" AND p.name = ").push_bind(name.clone()).push(" AND ");
                 push_comparison(query, "p.plain", *op, value);
-                query.push(")");
+                query.push(format!("{end})"));
             }
         }
     }

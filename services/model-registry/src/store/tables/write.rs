@@ -63,7 +63,7 @@ impl Tables {
     ) -> Result<Begun<T>> {
         let mut write = self.write(call).await?;
         let Some(id) = &call.request_id else { return Ok(Begun::Now(Box::new(write))) };
-        let fingerprint = fingerprint(method, content)?;
+        let fingerprint = fingerprint(&call.caller, method, content)?;
         let before: Option<(String, String)> = query_as("SELECT fingerprint, answer FROM requests WHERE id = $1")
             .bind(id)
             .fetch_optional(&mut *write.tx)
