@@ -67,6 +67,8 @@ pub(super) struct Target {
 pub(super) struct Round {
     pub(super) per_second: f64,
     pub(super) latencies: Vec<Duration>,
+    /// Calls that were not answered with 200.
+    pub(super) failed: usize,
 }
 
 impl Target {
@@ -161,30 +163,43 @@ impl Connection {
     }
 }
 
-/// Has every client ask as fast as it is answered for `time`; what is under way then is waited for and counts.
-pub(super) async fn measure(target: &Target, time: Duration) -> Result<Round> {
+/// Has every client ask as fast as it is answered for `time`; what is under way then is waited for and counts. What a server
+/// fails at ends it, unless it `may_fail`: then it is counted apart.
+pub(super) async fn measure(target: &Target, time: Duration, may_fail: bool) -> Result<Round> {
     let mut connections = Vec::new();
     for _ in &target.runs {
         connections.push(Connection::open(target.address).await?);
     }
     let clients = connections.into_iter().enumerate();
     let warm = clients.map(async |(client, mut connection)| {
-        connection.ask(target.request(client)?).await?;
+        if let Err(failure) = connection.ask(target.request(client)?).await {
+            ensure!(may_fail, failure);
+            connection = Connection::open(target.address).await?;
+        }
         anyhow::Ok((client, connection))
     });
     let warm = futures::future::try_join_all(warm).await?;
     let began = Instant::now();
     let ask = async |client: usize, mut connection: Connection| {
-        let mut latencies = Vec::new();
+        let (mut latencies, mut failed) = (Vec::new(), 0);
         while began.elapsed() < time {
             let request = target.request(client)?;
             let asked = Instant::now();
-            connection.ask(request).await?;
-            latencies.push(asked.elapsed());
+            match connection.ask(request).await {
+                Ok(_) => latencies.push(asked.elapsed()),
+                Err(_) if may_fail => {
+                    failed += 1;
+                    connection = Connection::open(target.address).await?;
+                }
+                Err(failure) => return Err(failure),
+            }
         }
-        anyhow::Ok(latencies)
+        anyhow::Ok((latencies, failed))
     };
     let asked = futures::future::try_join_all(warm.into_iter().map(|(client, connection)| ask(client, connection)));
-    let latencies: Vec<Duration> = asked.await?.into_iter().flatten().collect();
-    Ok(Round { per_second: latencies.len() as f64 / began.elapsed().as_secs_f64(), latencies })
+    let (latencies, failed): (Vec<_>, Vec<usize>) = asked.await?.into_iter().unzip();
+    let latencies = latencies.concat();
+    ensure!(!latencies.is_empty(), "nothing was answered in {time:?}");
+    let per_second = latencies.len() as f64 / began.elapsed().as_secs_f64();
+    Ok(Round { per_second, latencies, failed: failed.into_iter().sum() })
 }
