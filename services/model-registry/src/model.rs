@@ -335,7 +335,7 @@ pub struct Update {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Updated {
     Model(Model),
-    Version(Version),
+    Version(Box<Version>),
 }
 
 impl Update {

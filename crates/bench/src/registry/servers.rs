@@ -38,7 +38,9 @@ impl Database {
 
     /// Two new databases on the server of `TEST_POSTGRES_URL`.
     pub(super) async fn postgres() -> Result<Self> {
-        Ok(Self::Postgres { ours: postgres::database().await, theirs: postgres::database().await })
+        // MLflow knows the scheme by its long name only.
+        let theirs = postgres::database().await.replacen("postgres://", "postgresql://", 1);
+        Ok(Self::Postgres { ours: postgres::database().await, theirs })
     }
 
     pub(super) fn name(&self) -> &'static str {

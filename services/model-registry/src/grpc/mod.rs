@@ -178,7 +178,7 @@ impl ModelRegistryService for Registry {
     async fn update_version(&self, request: Request<api::UpdateVersionRequest>) -> Answer<api::UpdateVersionResponse> {
         let (call, update) = convert::version_update(request.into_inner())?;
         let version = match self.store.update(&call, &update).await? {
-            Updated::Version(version) => Some(version.into()),
+            Updated::Version(version) => Some((*version).into()),
             Updated::Model(_) => None,
         };
         self.changed(api::UpdateVersionResponse { version })

@@ -272,7 +272,10 @@ impl Store for Tables {
         write.record(Event { version: number, ..event(kind, name) }, Change::changed(action, before, after)).await?;
         let updated = match number {
             0 => Updated::Model(model(&mut write.tx, name).await?),
-            number => Updated::Version(version(&mut write.tx, &VersionId { model: name.clone(), number }).await?),
+            number => {
+                let of = VersionId { model: name.clone(), number };
+                Updated::Version(Box::new(version(&mut write.tx, &of).await?))
+            }
         };
         write.commit(updated).await
     }
