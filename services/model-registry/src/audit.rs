@@ -34,7 +34,8 @@ pub struct Entry {
     pub caller: String,
     /// What happened: `alias.set`, `version.finalize`, ….
     pub action: String,
-    /// What it happened to: `models/NAME`, `models/NAME/versions/NUMBER`, `models/NAME/aliases/ALIAS`, `webhooks/ID`.
+    /// What it happened to: `models/NAME`, `models/NAME/versions/NUMBER`, `models/NAME/aliases/ALIAS`, `webhooks/ID`,
+    /// `artifacts`.
     pub resource: String,
     /// What changed, as it was: JSON.
     pub before: Option<String>,

@@ -2608,11 +2608,12 @@ pub struct AuditEntry {
     pub caller: ::prost::alloc::string::String,
     /// What happened: "model.create", "model.update", "model.rename", "model.delete", "version.create", "version.put_artifact",
     /// "version.finalize", "version.update", "version.move_to_stage", "version.record_check", "version.approve",
-    /// "version.delete", "alias.set", "alias.delete", "alias.set_rule", "alias.delete_rule", "tag.set", "tag.delete", "webhook.create", "webhook.update", "webhook.delete",
+    /// "version.delete", "alias.set", "alias.delete", "alias.set_rule", "alias.delete_rule", "tag.set", "tag.delete",
+    /// "hold.place", "hold.release", "artifacts.collect", "webhook.create", "webhook.update", "webhook.delete",
     /// "model.import", "version.import".
     #[prost(string, tag = "4")]
     pub action: ::prost::alloc::string::String,
-    /// What it happened to: "models/NAME", "models/NAME/versions/NUMBER", "models/NAME/aliases/ALIAS", "webhooks/ID".
+    /// What it happened to: "models/NAME", "models/NAME/versions/NUMBER", "models/NAME/aliases/ALIAS", "webhooks/ID", "artifacts".
     #[prost(string, tag = "5")]
     pub resource: ::prost::alloc::string::String,
     /// The part that changed, as it was: JSON; empty where there was nothing.

@@ -1,7 +1,8 @@
 //! Files that go between a caller and the bucket straight, by URLs that were signed for it.
 //!
 //! A file that arrives in parts this way is nobody's until all of it is there: it lies under `incoming/`, is then read
-//! once for its SHA-256, and moved to the place its content has. What is left there is cleared away after a day.
+//! once for its SHA-256, and moved to the place its content has. What is left there for a day is cleared away
+//! at the next start.
 
 use std::time::Duration;
 

@@ -5,7 +5,9 @@
 //!
 //! 1. Whoever keeps bytes takes a lease on their SHA-256 first, in a transaction of its own ([`Leased`] does it for every
 //!    caller). The lease outlasts the row that follows: uploads write it at once (and bytes that took long to come get a
-//!    new lease when they are durable), and an import that took longer than half of [`LEASE`] is refused.
+//!    new lease when they are durable), and an archive that took longer than half of [`LEASE`] to
+//!    arrive is refused. `import-mlflow` keeps the files of one run or version before its row: collect no garbage
+//!    beside it where that may take a day.
 //! 2. [`Keeping::sweep`](super::Keeping::sweep) locks the lease of each candidate, a new one where there is none, and the log, which every write
 //!    that copies references locks. It deletes bytes only while it holds these locks, and only if there is no lease that
 //!    still runs, no reference, and no recent deletion.
