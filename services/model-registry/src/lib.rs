@@ -17,7 +17,7 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
-    archive_service_server, audit_service_server, evaluation_service_server, lineage_service_server,
+    archive_service_server, audit_service_server, evaluation_service_server, file_service_server, lineage_service_server,
     maintenance_service_server, model_registry_service_server, protection_service_server, trace_service_server,
     tracking_service_server, webhook_service_server,
 };
@@ -40,6 +40,7 @@ mod convert;
 pub mod error;
 pub mod evaluation;
 mod feed;
+mod files;
 mod grpc;
 pub mod import;
 pub mod lineage;
@@ -51,6 +52,7 @@ pub mod names;
 mod probe;
 pub mod protection;
 pub mod publish;
+mod registration;
 pub mod search;
 pub mod store;
 pub mod tracking;
@@ -59,11 +61,12 @@ pub mod webhooks;
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 10] = [
+pub const SERVICES: [&str; 11] = [
     model_registry_service_server::SERVICE_NAME,
     archive_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
     evaluation_service_server::SERVICE_NAME,
+    file_service_server::SERVICE_NAME,
     lineage_service_server::SERVICE_NAME,
     maintenance_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
@@ -136,7 +139,9 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         let dir = config.database.data_dir.display();
         format!("DATA_DIR: cannot keep uploads under way in {dir}/spool/uploads")
     })?;
-    let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
+    let incoming = config.database.data_dir.join("spool");
+    let (store_of, artifacts_of) = (store.clone(), artifacts.clone());
+    let registry = grpc::Registry { store: store_of, artifacts: artifacts_of, spool, incoming, feed: feed.clone() };
     let spool = config.database.data_dir.join("spool");
     let sweeping = tokio::spawn(sweep(spool.clone()));
     let archives = Archives { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone(), spool };
