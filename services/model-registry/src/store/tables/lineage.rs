@@ -3,14 +3,17 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use serde_json::json;
 use sqlx::{QueryBuilder, query};
 
 use super::reading::{find_model, select_versions, version, versions};
 use super::{Connection, Db, IDS_AT_ONCE, Tables};
+use crate::audit::{Change, deployment_resource};
 use crate::error::Result;
 use crate::lineage::{Deployment, Filter, Lineage, Report, Serving};
 use crate::model::{Micros, Version};
 use crate::names::{ModelName, VersionId};
+use crate::store::Call;
 
 const DEPLOYMENT: &str =
     "SELECT deployment, reference, start_time, model, version, digest, seen_time, expire_time, end_time FROM ";
@@ -116,6 +119,30 @@ impl Lineage for Tables {
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    async fn end_lost_deployments(&self, call: &Call, before: Micros) -> Result<u64> {
+        let mut write = self.write(call).await?;
+        let mut lost = QueryBuilder::<Db>::new(DEPLOYMENT);
+        lost.push("deployments WHERE end_time IS NULL AND expire_time < ").push_bind(before.0);
+        lost.push(" ORDER BY deployment, reference");
+        let lost: Vec<DeploymentRow> = lost.build_query_as().fetch_all(&mut *write.tx).await?;
+        let ended = lost.len() as u64;
+        for Deployment { deployment, serving, start, seen, expires, end: _ } in lost.into_iter().map(Deployment::from) {
+            query(
+                "UPDATE deployments SET end_time = expire_time
+                 WHERE deployment = $1 AND reference = $2 AND start_time = $3",
+            )
+            .bind(&deployment)
+            .bind(&serving.reference)
+            .bind(start.0)
+            .execute(&mut *write.tx)
+            .await?;
+            let was = json!({"serving": serving, "seen_time": seen});
+            let ended = Change::changed("deployment.end", was, json!({"end_time": expires}));
+            write.audit(deployment_resource(&deployment), ended).await?;
+        }
+        write.commit(ended).await
     }
 
     async fn deployments(&self, filter: &Filter, limit: u32) -> Result<Vec<Deployment>> {
