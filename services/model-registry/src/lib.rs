@@ -15,9 +15,9 @@ use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
-    archive_service_server, audit_service_server, evaluation_service_server, file_service_server, lineage_service_server,
-    maintenance_service_server, model_registry_service_server, protection_service_server, trace_service_server,
-    tracking_service_server, webhook_service_server,
+    archive_service_server, audit_service_server, evaluation_service_server, file_service_server,
+    lineage_service_server, maintenance_service_server, model_registry_service_server, protection_service_server,
+    trace_service_server, tracking_service_server, webhook_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};

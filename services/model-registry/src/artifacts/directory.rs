@@ -3,8 +3,8 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use async_trait::async_trait;

@@ -43,7 +43,9 @@ impl Files {
                 let problem = "must begin with mlflow-artifacts:/; what is elsewhere is read there";
                 return Err(Error::invalid("INVALID_PLACE", format!("{field}.uri"), problem));
             }
-            None => return Err(Error::invalid("INVALID_PLACE", field, "must be given: a run, a logged model or a URI")),
+            None => {
+                return Err(Error::invalid("INVALID_PLACE", field, "must be given: a run, a logged model or a URI"));
+            }
         };
         files::below(&uri, path)
     }
@@ -58,7 +60,10 @@ impl Files {
 
 #[async_trait]
 impl FileService for Files {
-    async fn upload_file(&self, request: Request<Streaming<api::UploadFileRequest>>) -> Answer<api::UploadFileResponse> {
+    async fn upload_file(
+        &self,
+        request: Request<Streaming<api::UploadFileRequest>>,
+    ) -> Answer<api::UploadFileResponse> {
         let mut parts = request.into_inner();
         let Some(Uploaded::Header(header)) = parts.message().await?.and_then(|message| message.part) else {
             return Err(Error::invalid("INVALID_UPLOAD", "header", "must be the first message").into());

@@ -208,7 +208,8 @@ impl Import<'_> {
         let _permit = self.downloads.acquire().await.map_err(|error| Failure::Fatal(error.into()))?;
         for tried in 1.. {
             let body = self.open(place, &file.path).await?;
-            match incoming::take(self.artifacts.as_ref(), &self.spool, path.clone(), &Announced::default(), body).await {
+            match incoming::take(self.artifacts.as_ref(), &self.spool, path.clone(), &Announced::default(), body).await
+            {
                 Ok(kept) if file.size.is_none_or(|size| size == kept.size) => return Ok(kept),
                 Ok(kept) if tried >= TRIES => {
                     let listed = file.size.unwrap_or_default();

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use super::pages::Pages;
 use super::files::{Place, below};
+use super::pages::Pages;
 use super::wire::{
     DownloadUri, LoggedModelAnswer, ModelAnswer, ModelPage, RunAnswer, VersionPage, WireAlias, WireRegisteredModel,
     WireVersion, pairs,

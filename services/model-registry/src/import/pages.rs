@@ -63,7 +63,8 @@ mod tests {
     fn pages_that_lead_back_are_found_out_however_far() {
         for (straight, circle) in [(0, 1), (0, 2), (1, 1), (7, 3), (100, 17)] {
             let mut pages = Pages::of("runs");
-            let token = |at: usize| if at < straight { format!("s{at}") } else { format!("c{}", (at - straight) % circle) };
+            let token =
+                |at: usize| if at < straight { format!("s{at}") } else { format!("c{}", (at - straight) % circle) };
             let refused = (0..1000).find_map(|at| pages.go_on(token(at)).err());
             let Some(Failure::Item { why, .. }) = refused else { panic!("{straight}, {circle}") };
             assert!(why.contains("the pages of runs have no end") && why.contains("`c"), "{why}");

@@ -33,7 +33,11 @@ macro_rules! on_both {
     };
 }
 
-on_both!(what_one_door_writes_the_other_reads, what_is_not_what_was_announced_is_not_kept, bad_places_and_paths_are_refused);
+on_both!(
+    what_one_door_writes_the_other_reads,
+    what_is_not_what_was_announced_is_not_kept,
+    bad_places_and_paths_are_refused
+);
 
 fn files(world: &World) -> FileServiceClient<Channel> {
     FileServiceClient::new(world.channel.clone())

@@ -78,10 +78,14 @@ async fn both_doors_register_the_same(world: World) {
     }
     let run_files = format!("mlflow-artifacts:/0/{run}/artifacts/model");
     let of_logged = format!("models:/{logged}");
-    for (number, (source, run_id, logged_model_id)) in
-        [(&*run_files, &*run, ""), (&*of_logged, "", &*logged), ("models:/by-grpc/1", "", ""), ("s3://bucket/m", &*run, "")]
-            .into_iter()
-            .enumerate()
+    for (number, (source, run_id, logged_model_id)) in [
+        (&*run_files, &*run, ""),
+        (&*of_logged, "", &*logged),
+        ("models:/by-grpc/1", "", ""),
+        ("s3://bucket/m", &*run, ""),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let number = number as i64 + 1;
         let request = RegisterVersionRequest {
@@ -135,7 +139,10 @@ async fn a_registration_is_checked_and_repeated(world: World) {
         (from("m", &format!("s3://{long}")), "INVALID_PARAMETER_VALUE"),
         (from("m", "models:/m-00000000000000000000000000000000"), "INVALID_PARAMETER_VALUE"),
         (RegisterVersionRequest { description: long, ..from("m", "s3://b/m") }, "INVALID_TEXT"),
-        (RegisterVersionRequest { tags: [(String::new(), String::new())].into(), ..from("m", "s3://b/m") }, "INVALID_TAG"),
+        (
+            RegisterVersionRequest { tags: [(String::new(), String::new())].into(), ..from("m", "s3://b/m") },
+            "INVALID_TAG",
+        ),
         (RegisterVersionRequest { request_id: "x".repeat(129), ..from("m", "s3://b/m") }, "INVALID_REQUEST_ID"),
     ] {
         let refused = register(&world, request.clone()).await.unwrap_err();
@@ -193,7 +200,10 @@ async fn a_model_is_renamed_once_and_as_expected(world: World) {
     let renamed = rename(&world, request.clone()).await.unwrap();
     assert_eq!((&*renamed.name, renamed.aliases["champion"]), ("new", 1));
     assert_eq!(rename(&world, request.clone()).await.unwrap(), renamed, "said again, it is answered again");
-    assert_eq!(reason(rename(&world, RenameModelRequest { new_name: "other".into(), ..request }).await), "REQUEST_ID_REUSED");
+    assert_eq!(
+        reason(rename(&world, RenameModelRequest { new_name: "other".into(), ..request }).await),
+        "REQUEST_ID_REUSED"
+    );
     assert_eq!(world.rest("GET", "/api/2.0/mlflow/registered-models/get?name=old", Value::Null).await.0, 404);
     let (_, read) = world.rest("GET", "/api/2.0/mlflow/registered-models/get?name=new", Value::Null).await;
     assert_eq!(read["registered_model"]["aliases"], json!([{"alias": "champion", "version": "1"}]));

@@ -99,7 +99,9 @@ async fn write(writer: Pool<Db>, group: Vec<Call>) {
     let outcomes = match together(&writer, &group, None).await {
         Ok(outcomes) => outcomes,
         // Some row stays locked: only who needs it is refused.
-        Err(error) if group.len() > 1 && waited_too_long(&error) => one_by_one(&writer, &group, Some(WAIT_LITTLE)).await,
+        Err(error) if group.len() > 1 && waited_too_long(&error) => {
+            one_by_one(&writer, &group, Some(WAIT_LITTLE)).await
+        }
         Err(Error::Unavailable { source, .. }) => {
             let told = format!("{source:#}");
             group.iter().map(|_| Err(unavailable(anyhow!(told.clone())))).collect()
