@@ -2858,12 +2858,14 @@ pub struct AuditEntry {
     pub caller: ::prost::alloc::string::String,
     /// What happened: "model.create", "model.update", "model.rename", "model.delete", "version.create", "version.put_artifact",
     /// "version.finalize", "version.update", "version.move_to_stage", "version.record_check", "version.approve",
-    /// "version.delete", "alias.set", "alias.delete", "alias.set_rule", "alias.delete_rule", "tag.set", "tag.delete",
+    /// "version.delete", "version.follow" (a copy whose source was renamed), "alias.set", "alias.delete", "alias.set_rule",
+    /// "alias.delete_rule", "tag.set", "tag.delete",
     /// "hold.place", "hold.release", "artifacts.collect", "webhook.create", "webhook.update", "webhook.delete",
-    /// "model.import", "version.import".
+    /// "model.import", "version.import", "deployment.end" (lost long ago; the registry itself).
     #[prost(string, tag = "4")]
     pub action: ::prost::alloc::string::String,
-    /// What it happened to: "models/NAME", "models/NAME/versions/NUMBER", "models/NAME/aliases/ALIAS", "webhooks/ID", "artifacts".
+    /// What it happened to: "models/NAME", "models/NAME/versions/NUMBER", "models/NAME/aliases/ALIAS", "webhooks/ID",
+    /// "deployments/NAME", "artifacts".
     #[prost(string, tag = "5")]
     pub resource: ::prost::alloc::string::String,
     /// The part that changed, as it was: JSON; empty where there was nothing.
