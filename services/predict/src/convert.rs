@@ -2,6 +2,7 @@
 
 pub mod decision;
 pub mod generate;
+pub mod inference;
 pub mod registry;
 pub mod tabular;
 pub mod text;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use tonic::Status;
+use tonic::{Code, Status};
 use uuid::Uuid;
 use verdict_chassis::status::{self, Field};
 
-use crate::{batch, release::Task};
+use crate::{batch, release::Task, text::ItemFailure};
 
 /// An answer predict does not give.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,12 @@ pub enum Error {
     WrongTask { model: String, does: Task, wanted: Task },
     #[error("bad request")]
     Invalid(Vec<Field>),
+    /// One wrong field, with a reason of its own.
+    #[error("`{}` {}", .field.field, .field.problem)]
+    Refused { reason: &'static str, field: Field },
+    /// One input of several failed, in a call that has no place for the errors of single inputs.
+    #[error("`{field}`: {}", .failure.message)]
+    Item { field: String, failure: ItemFailure },
     #[error("model `{0}` has no policy.json, so it scores but does not decide")]
     NoPolicy(String),
     #[error("the queue of model `{model}` is full")]
@@ -67,6 +73,11 @@ impl From<Error> for Status {
                 status::invalid("WRONG_TASK", vec![Field { field: "model".to_owned(), problem: message }])
             }
             Error::Invalid(fields) => status::invalid("INVALID_REQUEST", fields),
+            Error::Refused { reason, field } => status::invalid(reason, vec![field]),
+            Error::Item { field, failure: ItemFailure { code: Code::InvalidArgument, reason, message } } => {
+                status::invalid(reason, vec![Field::new(field, format!("failed: {message}"))])
+            }
+            Error::Item { failure, .. } => status::internal(&anyhow::anyhow!("{}: {message}", failure.reason)),
             Error::NoPolicy(_) => status::failed_precondition("NO_POLICY", message),
             Error::QueueFull { retry_after, .. } => status::exhausted("QUEUE_FULL", message, retry_after),
             Error::Expired => status::deadline_exceeded("DEADLINE_EXCEEDED", message),

@@ -5,6 +5,7 @@
 //! | [`follow`], [`catalog`], [`registry`], [`cache`] | which version serves, and how it comes here, verified |
 //! | [`deployment`] | tells the registry what serves here |
 //! | [`model`] | a loaded version: [`text`] (embedding, reranking), [`generate`], [`tabular`] |
+//! | [`engine`] | what all families have in common: named tensors in and out, warm-up, statistics |
 //! | [`batch`], [`cut`] | the bounded queue in front of every engine, and where a batch ends |
 //! | [`schema`], [`policy`], [`decide`], [`decision`], [`log`] | from named features to a recorded decision |
 //! | [`grpc`], [`convert`] | the two services: convert in, one call, convert out |
@@ -18,6 +19,7 @@ pub mod cut;
 pub mod decide;
 pub mod decision;
 pub mod deployment;
+pub mod engine;
 pub mod error;
 pub mod follow;
 pub mod generate;

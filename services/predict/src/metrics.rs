@@ -1,8 +1,10 @@
 //! Every metric of this service, by name; the gRPC ones are the chassis'.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+
+use crate::engine::statistics::Statistics;
 
 /// Milliseconds one batch took in the engine, by model and version.
 pub const INFERENCE_TIME: &str = "model_inference_time_ms";
@@ -37,6 +39,7 @@ pub struct ModelMeters {
     size: Histogram,
     full: Counter,
     panics: Counter,
+    statistics: Option<Arc<Statistics>>,
 }
 
 impl ModelMeters {
@@ -50,7 +53,14 @@ impl ModelMeters {
             size: histogram!(BATCH_SIZE, &labels),
             full: refusal("QUEUE_FULL"),
             panics: refusal("ENGINE_PANIC"),
+            statistics: None,
         }
+    }
+
+    /// Also counts batches for whoever asks this model for its statistics.
+    #[must_use]
+    pub fn counting(self, statistics: Arc<Statistics>) -> Self {
+        Self { statistics: Some(statistics), ..self }
     }
 
     /// Records one computed batch: how long its first item waited, how long it took, how many items it had.
@@ -58,6 +68,9 @@ impl ModelMeters {
         self.wait.record(waited.as_secs_f64());
         self.inference.record(took.as_secs_f64() * 1e3);
         self.size.record(items as f64);
+        if let Some(statistics) = &self.statistics {
+            statistics.computed(took, items);
+        }
     }
 
     /// Counts a request the full queue refused.

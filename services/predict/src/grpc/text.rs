@@ -13,8 +13,6 @@ use crate::{
     catalog::Catalog,
     convert,
     error::Error,
-    model::Engine,
-    release::Task,
     text::{self, Tokenizer},
     timing::Timing,
 };
@@ -56,14 +54,8 @@ pub(super) async fn tokenize(
     let found = catalog.find(&model)?;
     let bytes = inputs.iter().map(String::len).sum();
     let loaded = found.model.clone();
-    let split = move |text: &String| match &loaded.engine {
-        Engine::Embedding(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
-        Engine::Reranking(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
-        Engine::Generation(model) => Ok(model.tokens(text, special)),
-        Engine::Tabular(_) => loaded.wrong(Task::TextEmbedding),
-    };
     let tokens = text::off_thread(bytes, move || {
-        let one = |text| text::before(deadline, || split(text)).flatten().map(convert::text::tokens);
+        let one = |text: &String| text::before(deadline, || loaded.tokens(text, special)).flatten().map(convert::text::tokens);
         inputs.iter().map(one).collect::<Result<_, Error>>()
     });
     let tokens = tokens.await??;
@@ -77,12 +69,7 @@ pub(super) fn get_tokenizer(
 ) -> Result<Response<Answers<GetTokenizerResponse>>, Status> {
     let GetTokenizerRequest { model } = request.into_inner();
     let found = catalog.find(&model)?;
-    let Tokenizer { json, tokenizer: _, max_length, dimensions } = match &found.model.engine {
-        Engine::Embedding(model) => model.tokenizer(),
-        Engine::Reranking(model) => model.tokenizer(),
-        // A generator's tokenizer is inside its weights; it has no tokenizer.json to hand out.
-        Engine::Generation(_) | Engine::Tabular(_) => found.model.wrong(Task::TextEmbedding)?,
-    };
+    let Tokenizer { json, tokenizer: _, max_length, dimensions } = found.model.tokenizer()?;
     let header = Part::Header(TokenizerHeader {
         served_by: Some(convert::served_by(&found, Timing::default())),
         max_length: convert::number(max_length),
