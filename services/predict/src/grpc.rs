@@ -21,9 +21,10 @@ use verdict_api::predict::{
     decision_service_server::{self, DecisionServiceServer},
     predict_service_server::{self, PredictServiceServer},
 };
-use verdict_chassis::{context, telemetry};
+use verdict_chassis::telemetry;
 
 use crate::{
+    admission::Admission,
     catalog::Catalog,
     convert,
     decide::{Decider, Moment},
@@ -152,7 +153,7 @@ impl decision_service_server::DecisionService for Decisions {
             id: Uuid::now_v7(),
             now: OffsetDateTime::now_utc(),
             trace_id: telemetry::current_trace_id().unwrap_or_default(),
-            deadline: context::of(&request).deadline,
+            admission: Admission::of(&request)?,
         };
         let case = convert::decision::case(request.into_inner())?;
         let decision = self.decider.decide(&self.catalog, case, moment).await?;

@@ -9,6 +9,8 @@
 //! | [`schema`], [`policy`], [`decide`], [`decision`], [`log`] | from named features to a recorded decision |
 //! | [`grpc`], [`convert`] | the two services: convert in, one call, convert out |
 
+pub mod admission;
+pub mod answers;
 pub mod batch;
 pub mod cache;
 pub mod catalog;
@@ -26,10 +28,13 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod policy;
+pub mod queue;
+pub mod rate;
 pub mod reference;
 pub mod registry;
 pub mod release;
 pub mod schema;
+pub mod spare;
 pub mod tabular;
 pub mod text;
 pub mod timing;

@@ -1,6 +1,9 @@
 //! A model version that is loaded, warm and ready to be asked.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -12,6 +15,7 @@ use verdict_inference::{
 };
 
 use crate::{
+    answers::AnswerCache,
     batch::Limits,
     cache::Files,
     error::{Error, Result},
@@ -41,11 +45,13 @@ pub enum Engine {
 }
 
 /// How queues and workers of the engines are sized.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Sizing {
     pub batch: Limits,
     /// For text generation; its workers run one generation each.
     pub generation: Limits,
+    /// Where answers are kept, if they are.
+    pub answers: Option<Arc<AnswerCache>>,
 }
 
 impl Loaded {
@@ -53,15 +59,16 @@ impl Loaded {
     pub fn load(release: Release, files: Files, sizing: &Sizing) -> anyhow::Result<Self> {
         let dir = files.dir.as_path();
         let name = release.model.clone();
+        let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&release.digest, operation));
         let meters = || ModelMeters::new(&release.model, release.version);
         let engine = match release.task {
             Task::TextEmbedding => {
                 let engine = Embedder::load(dir, embedder_options(&release)?)?;
-                Engine::Embedding(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
+                Engine::Embedding(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("embed"))?)
             }
             Task::TextReranking => {
                 let engine = Reranker::load(dir)?;
-                Engine::Reranking(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
+                Engine::Reranking(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("rerank"))?)
             }
             Task::TextGeneration => {
                 let engine = Generator::load(&gguf(&release, dir)?)?;
