@@ -90,7 +90,7 @@ impl Catalog {
         };
         match self.slots.iter().filter_map(|slot| slot.current()).find(numbered) {
             Some(model) => Ok(Found { model, alias }),
-            None => Err(Error::NotServed { asked: asked.to_owned(), served: self.served() }),
+            None => Err(self.not_served(asked)),
         }
     }
 
@@ -104,6 +104,11 @@ impl Catalog {
         let cold = self.slots.iter().filter(|slot| slot.current.load().is_none());
         let told = cold.map(|slot| format!("{}: {}", slot.reference, slot.standing().message));
         told.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Makes the error of asking for what is not served.
+    pub fn not_served(&self, asked: &str) -> Error {
+        Error::NotServed { asked: asked.to_owned(), served: self.served() }
     }
 
     fn served(&self) -> String {

@@ -1,12 +1,13 @@
 //! Decides one case: validate, score, explain, apply the policy, record, answer.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 use tracing::error;
 use uuid::Uuid;
 
 use crate::{
+    admission::Admission,
     catalog::{Catalog, Found},
     decision::{Decision, Features, canonical, features_hash},
     error::{Error, Result},
@@ -47,7 +48,7 @@ pub struct Moment {
     pub id: Uuid,
     pub now: OffsetDateTime,
     pub trace_id: String,
-    pub deadline: Option<Instant>,
+    pub admission: Admission,
 }
 
 impl Decider {
@@ -83,7 +84,7 @@ impl Decider {
         tabular.schema.lay_out(named, &|| "features".to_owned(), &mut row, &mut problems);
         problems.into_result().map_err(Error::Invalid)?;
 
-        let explained = tabular.explain(row, moment.deadline).await?;
+        let explained = tabular.explain(row, moment.admission).await?;
         let most = if max_reasons == 0 { USUAL_REASONS } else { max_reasons };
         let decision = Decision {
             id: moment.id,

@@ -26,6 +26,7 @@ use self::{
     tensor::{Data, Datatype, Spec, Tensor, refused},
 };
 use crate::{
+    admission::Admission,
     error::{Error, Result},
     release::Task,
     text::Tokenizer,
@@ -49,7 +50,7 @@ pub trait Engine: Any + Send + Sync {
 
     /// Computes what is wanted, in any order; more may be given. The inputs are those of the signature: present unless
     /// optional, of the type and shape it says. What else is wrong with them is the engine's to say.
-    async fn compute(&self, inputs: Inputs, wanted: &Wanted, deadline: Option<Instant>) -> Result<Answered>;
+    async fn compute(&self, inputs: Inputs, wanted: &Wanted, admission: Admission) -> Result<Answered>;
 
     /// Returns the tokenizer that can be handed out, where there is one.
     fn tokenizer(&self) -> Option<Tokenizer<'_>> {
@@ -75,7 +76,7 @@ pub struct Asked {
     pub inputs: Vec<Tensor>,
     /// Names of the outputs, in the order of the answer; all of them when empty.
     pub outputs: Vec<String>,
-    pub deadline: Option<Instant>,
+    pub admission: Admission,
 }
 
 /// The answer to a call.
@@ -140,7 +141,7 @@ impl Served {
     pub fn warm(engine: Box<dyn Engine>, statistics: Arc<Statistics>) -> anyhow::Result<Self> {
         let signature = engine.signature();
         let served = Self { engine, signature, statistics };
-        let sample = Asked { inputs: served.engine.sample(), outputs: Vec::new(), deadline: None };
+        let sample = Asked { inputs: served.engine.sample(), outputs: Vec::new(), admission: Admission::default() };
         let answered = futures::executor::block_on(served.infer(sample)).context("warm-up")?;
         for (spec, output) in served.signature.outputs.iter().zip(&answered.outputs) {
             let agrees = spec.datatype == output.data.datatype() && spec.fits(&output.shape);
@@ -168,12 +169,12 @@ impl Served {
     }
 
     async fn answer(&self, asked: Asked) -> Result<Answered> {
-        let Asked { inputs, outputs, deadline } = asked;
+        let Asked { inputs, outputs, admission } = asked;
         let inputs = check_inputs(&self.signature.inputs, inputs)?;
         check_outputs(&self.signature.outputs, &outputs)?;
         let wanted = Wanted(outputs);
-        crate::text::before(deadline, || ())?;
-        let Answered { mut outputs, timing } = self.engine.compute(inputs, &wanted, deadline).await?;
+        crate::text::before(admission.deadline, || ())?;
+        let Answered { mut outputs, timing } = self.engine.compute(inputs, &wanted, admission).await?;
         let names: Vec<&str> = match wanted.0.is_empty() {
             true => self.signature.outputs.iter().map(|spec| spec.name.as_str()).collect(),
             false => wanted.0.iter().map(String::as_str).collect(),

@@ -29,6 +29,10 @@ pub enum Error {
     NoPolicy(String),
     #[error("the queue of model `{model}` is full")]
     QueueFull { model: String, retry_after: Duration },
+    #[error("the queue of the model is full, and this call made room for a more urgent one or a tenant with less")]
+    PushedOut(Duration),
+    #[error("model `{model}` needs about {needed:.1?} for this call, more than its deadline leaves")]
+    TooLate { model: String, needed: Duration },
     #[error("the deadline passed before the work was done")]
     Expired,
     #[error("request id `{0}` was used for another model or other features")]
@@ -54,10 +58,21 @@ impl Error {
         Self::Invalid(vec![Field { field: field.into(), problem: problem.into() }])
     }
 
+    /// Makes the error of a request that the queue of `model` did not let in.
+    pub fn refused(model: &str, refused: batch::Refused) -> Self {
+        let model = model.to_owned();
+        match refused {
+            batch::Refused::Full { retry_after } => Self::QueueFull { model, retry_after },
+            batch::Refused::TooLate { needed } => Self::TooLate { model, needed },
+            batch::Refused::Expired => Self::Expired,
+        }
+    }
+
     /// Makes the error of a whole request from the failure of a part of it.
     pub fn failed(failure: batch::Failure) -> Self {
         match failure {
             batch::Failure::Expired => Self::Expired,
+            batch::Failure::PushedOut(retry_after) => Self::PushedOut(retry_after),
             batch::Failure::Panicked => Self::Internal(anyhow::anyhow!("the engine panicked")),
         }
     }
@@ -80,6 +95,8 @@ impl From<Error> for Status {
             Error::Item { failure, .. } => status::internal(&anyhow::anyhow!("{}: {message}", failure.reason)),
             Error::NoPolicy(_) => status::failed_precondition("NO_POLICY", message),
             Error::QueueFull { retry_after, .. } => status::exhausted("QUEUE_FULL", message, retry_after),
+            Error::PushedOut(retry_after) => status::exhausted("QUEUE_FULL", message, retry_after),
+            Error::TooLate { .. } => status::deadline_exceeded("DEADLINE_TOO_SHORT", message),
             Error::Expired => status::deadline_exceeded("DEADLINE_EXCEEDED", message),
             Error::RequestIdReused(id) => status::already_exists("REQUEST_ID_REUSED", "decision", &id, message),
             Error::DecisionNotFound(id) => {

@@ -1,15 +1,19 @@
-//! The two services: convert in, one call, convert out.
+//! The services: convert in, one call, convert out.
 
 mod generate;
+mod inference;
+mod lookup;
+mod streams;
 mod tabular;
 mod text;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::stream::BoxStream;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 use uuid::Uuid;
+use verdict_api::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use verdict_api::predict::{
     ClassifyRequest, ClassifyResponse, DecideRequest, DecideResponse, EmbedRequest, EmbedResponse, EmbedSparseRequest,
     EmbedSparseResponse, ExplainRequest, ExplainResponse, GenerateRequest, GenerateResponse, GetDecisionRequest,
@@ -21,9 +25,12 @@ use verdict_api::predict::{
     decision_service_server::{self, DecisionServiceServer},
     predict_service_server::{self, PredictServiceServer},
 };
-use verdict_chassis::{context, telemetry};
+use verdict_chassis::{server::ServerConfig, telemetry};
+
+use self::inference::Inference;
 
 use crate::{
+    admission::Admission,
     catalog::Catalog,
     convert,
     decide::{Decider, Moment},
@@ -32,15 +39,22 @@ use crate::{
 /// Answers that come one after the other.
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Makes the routes of both services; messages in are at most `limit` bytes.
-pub fn routes(catalog: Arc<Catalog>, decider: Arc<Decider>, limit: usize) -> Routes {
-    let predict = PredictServiceServer::new(Predict { catalog: catalog.clone() });
+/// Makes the routes of all services, within the limits of the server.
+pub fn routes(catalog: Arc<Catalog>, decider: Arc<Decider>, config: &ServerConfig) -> Routes {
+    let (limit, patience) = (config.max_message_bytes, config.request_timeout);
+    let predict = PredictServiceServer::new(Predict { catalog: catalog.clone(), patience });
+    let inference = GrpcInferenceServiceServer::new(Inference { catalog: catalog.clone(), patience });
     let decisions = DecisionServiceServer::new(Decisions { catalog, decider });
-    Routes::new(predict.max_decoding_message_size(limit)).add_service(decisions.max_decoding_message_size(limit))
+    Routes::new(predict.max_decoding_message_size(limit))
+        .add_service(inference.max_decoding_message_size(limit))
+        .add_service(decisions.max_decoding_message_size(limit))
 }
 
+#[derive(Clone)]
 struct Predict {
     catalog: Arc<Catalog>,
+    /// Most time of one request on a stream.
+    patience: Duration,
 }
 
 struct Decisions {
@@ -102,37 +116,57 @@ impl predict_service_server::PredictService for Predict {
 
     async fn stream_embed(
         &self,
-        _request: Request<Streaming<StreamEmbedRequest>>,
+        requests: Request<Streaming<StreamEmbedRequest>>,
     ) -> Result<Response<Self::StreamEmbedStream>, Status> {
-        Err(Status::unimplemented("StreamEmbed"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.embed(request).await }
+        }))
     }
 
     async fn stream_embed_sparse(
         &self,
-        _request: Request<Streaming<StreamEmbedSparseRequest>>,
+        requests: Request<Streaming<StreamEmbedSparseRequest>>,
     ) -> Result<Response<Self::StreamEmbedSparseStream>, Status> {
-        Err(Status::unimplemented("StreamEmbedSparse"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.embed_sparse(request).await }
+        }))
     }
 
     async fn stream_rerank(
         &self,
-        _request: Request<Streaming<StreamRerankRequest>>,
+        requests: Request<Streaming<StreamRerankRequest>>,
     ) -> Result<Response<Self::StreamRerankStream>, Status> {
-        Err(Status::unimplemented("StreamRerank"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.rerank(request).await }
+        }))
     }
 
     async fn stream_classify(
         &self,
-        _request: Request<Streaming<StreamClassifyRequest>>,
+        requests: Request<Streaming<StreamClassifyRequest>>,
     ) -> Result<Response<Self::StreamClassifyStream>, Status> {
-        Err(Status::unimplemented("StreamClassify"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.classify(request).await }
+        }))
     }
 
     async fn stream_predict(
         &self,
-        _request: Request<Streaming<StreamPredictRequest>>,
+        requests: Request<Streaming<StreamPredictRequest>>,
     ) -> Result<Response<Self::StreamPredictStream>, Status> {
-        Err(Status::unimplemented("StreamPredict"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.predict(request).await }
+        }))
     }
 
     async fn list_served_models(
@@ -152,7 +186,7 @@ impl decision_service_server::DecisionService for Decisions {
             id: Uuid::now_v7(),
             now: OffsetDateTime::now_utc(),
             trace_id: telemetry::current_trace_id().unwrap_or_default(),
-            deadline: context::of(&request).deadline,
+            admission: Admission::of(&request)?,
         };
         let case = convert::decision::case(request.into_inner())?;
         let decision = self.decider.decide(&self.catalog, case, moment).await?;

@@ -8,8 +8,10 @@
 //! | [`engine`] | what all families have in common: named tensors in and out, warm-up, statistics |
 //! | [`batch`], [`cut`] | the bounded queue in front of every engine, and where a batch ends |
 //! | [`schema`], [`policy`], [`decide`], [`decision`], [`log`] | from named features to a recorded decision |
-//! | [`grpc`], [`convert`] | the two services: convert in, one call, convert out |
+//! | [`grpc`], [`convert`] | the services: convert in, one call, convert out |
 
+pub mod admission;
+pub mod answers;
 pub mod batch;
 pub mod cache;
 pub mod catalog;
@@ -28,10 +30,13 @@ pub mod log;
 pub mod metrics;
 pub mod model;
 pub mod policy;
+pub mod queue;
+pub mod rate;
 pub mod reference;
 pub mod registry;
 pub mod release;
 pub mod schema;
+pub mod spare;
 pub mod tabular;
 pub mod text;
 pub mod timing;
@@ -49,8 +54,12 @@ use crate::{
     registry::Registry,
 };
 
-/// The services of this process, by their full names; both are ready when every configured model is warm.
-pub const SERVICES: [&str; 2] = ["verdict.predict.v1.PredictService", "verdict.predict.v1.DecisionService"];
+/// The services of this process, by their full names; all are ready when every configured model is warm.
+pub const SERVICES: [&str; 3] = [
+    "verdict.predict.v1.PredictService",
+    "verdict.predict.v1.DecisionService",
+    "inference.GRPCInferenceService",
+];
 
 /// How long stopping waits for work of its own, after the last call ended.
 const LAST_WORK: Duration = Duration::from_secs(5);
@@ -85,7 +94,7 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     tasks.spawn(Reporter { catalog: catalog.clone(), channel, name }.run(following.clone()));
 
     let decider = Arc::new(Decider::new(log, writer));
-    let routes = grpc::routes(catalog, decider, config.server.max_message_bytes);
+    let routes = grpc::routes(catalog, decider, &config.server);
     let served = server::serve(&config.server, listeners, routes, health, verdict_api::FILE_DESCRIPTOR_SET, stop).await;
 
     // The routes are gone, and with them the last sender of the decision writer: it writes what it has and ends.

@@ -16,6 +16,7 @@ use verdict_inference::{
 };
 
 use crate::{
+    answers::AnswerCache,
     batch::Limits,
     cache::Files,
     engine::{Engine, Served, statistics::Statistics},
@@ -38,11 +39,13 @@ pub struct Loaded {
 }
 
 /// How queues and workers of the engines are sized.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Sizing {
     pub batch: Limits,
     /// For text generation; its workers run one generation each.
     pub generation: Limits,
+    /// Where answers are kept, if they are.
+    pub answers: Option<Arc<AnswerCache>>,
 }
 
 impl Loaded {
@@ -95,16 +98,17 @@ impl Loaded {
 /// Starts the engine of a version whose files are in `dir`, and warms it up. Blocks.
 pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::Result<Served> {
     let name = release.model.clone();
+    let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&release.digest, operation));
     let statistics = Arc::new(Statistics::default());
     let meters = || ModelMeters::new(&release.model, release.version).counting(statistics.clone());
     let engine: Box<dyn Engine> = match release.task {
         Task::TextEmbedding => {
             let engine = Embedder::load(dir, embedder_options(release)?)?;
-            Box::new(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
+            Box::new(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("embed"))?)
         }
         Task::TextReranking => {
             let engine = Reranker::load(dir)?;
-            Box::new(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
+            Box::new(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("rerank"))?)
         }
         Task::TextGeneration => {
             let engine = Generator::load(&gguf(release, dir)?)?;

@@ -5,6 +5,7 @@ use std::{ops::Range, sync::Arc, time::Instant};
 use verdict_inference::trees::TreeEnsemble;
 
 use crate::{
+    admission::Admission,
     batch::{Batcher, Limits},
     cut::Budget,
     error::{Error, Result},
@@ -71,7 +72,7 @@ impl Tabular {
     }
 
     /// Returns one margin per row of `cells`, which [`Schema`] has checked.
-    pub async fn margins(&self, cells: Vec<f32>, deadline: Option<Instant>) -> Result<(Vec<f32>, Timing)> {
+    pub async fn margins(&self, cells: Vec<f32>, admission: Admission) -> Result<(Vec<f32>, Timing)> {
         let width = self.schema.inputs().len();
         let rows = cells.len() / width;
         let accepted = Instant::now();
@@ -88,7 +89,7 @@ impl Tabular {
             let end = rows.min(start + chunk);
             (Job::Margins { cells: cells.clone(), range: start * width..end * width }, end - start)
         });
-        let parts = self.submit(jobs.collect(), deadline)?;
+        let parts = self.submit(jobs.collect(), admission)?;
         let (parts, timing) = gather(accepted, parts).await?;
         let mut margins = Vec::with_capacity(rows);
         for part in parts {
@@ -98,8 +99,8 @@ impl Tabular {
     }
 
     /// Scores one row and says how far each feature moved the score from the average case.
-    pub async fn explain(&self, row: Vec<f32>, deadline: Option<Instant>) -> Result<Explained> {
-        let tickets = self.submit(vec![(Job::Explain(row), 1)], deadline)?;
+    pub async fn explain(&self, row: Vec<f32>, admission: Admission) -> Result<Explained> {
+        let tickets = self.submit(vec![(Job::Explain(row), 1)], admission)?;
         let (mut answers, _) = gather(Instant::now(), tickets).await?;
         let mut shap = answers.pop().flatten().ok_or_else(panicked)?;
         let margin = shap.pop().ok_or_else(panicked)?;
@@ -108,14 +109,8 @@ impl Tabular {
         Ok(Explained { margin, score: TreeEnsemble::probability(margin), shap })
     }
 
-    fn submit(
-        &self,
-        jobs: Vec<(Job, usize)>,
-        deadline: Option<Instant>,
-    ) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
-        let full =
-            |full: crate::batch::Full| Error::QueueFull { model: self.name.clone(), retry_after: full.retry_after };
-        self.batcher.submit(jobs, deadline).map_err(full)
+    fn submit(&self, jobs: Vec<(Job, usize)>, admission: Admission) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
+        self.batcher.submit(jobs, admission).map_err(|refused| Error::refused(&self.name, refused))
     }
 }
 

@@ -111,6 +111,7 @@ pub fn decision(decision: Decision) -> api::Decision {
         reasons: reasons.into_iter().map(reason).collect(),
         policy,
         trace_id,
+        route: String::new(),
     }
 }
 

@@ -14,12 +14,13 @@ use verdict_api::inference::{
     model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
 };
 
-pub use self::state::{config, metadata, statistics};
+pub use self::state::{config, indexed, metadata, statistics};
 use crate::{
+    admission::{Admission, Priority},
     catalog::Found,
     engine::{
         Answered, Asked,
-        tensor::{Data, Datatype, Tensor, refused},
+        tensor::{Datatype, Tensor, refused},
     },
     error::Result,
 };
@@ -35,22 +36,26 @@ pub struct Infer {
     pub is_raw: bool,
 }
 
-/// Reads a request, as far as that needs no model. `deadline` is the call's; the parameter `timeout` may shorten it.
-pub fn infer(request: ModelInferRequest, deadline: Option<Instant>) -> Result<Infer> {
+/// Reads a request, as far as that needs no model. `admission` is the call's; the parameter `timeout` may shorten its
+/// deadline, and a `priority` of 2 and more makes it batch work.
+pub fn infer(request: ModelInferRequest, mut admission: Admission) -> Result<Infer> {
     let ModelInferRequest { model_name, model_version, id, parameters, inputs, outputs, raw_input_contents } = request;
-    let Parameters { timeout, binary_output } = read_parameters(&parameters)?;
+    let Parameters { timeout, is_batch, binary_output } = read_parameters(&parameters)?;
     let has_raw = !raw_input_contents.is_empty();
     let has_typed = inputs.iter().any(|input| input.contents.is_some());
     let inputs = tensors(inputs, raw_input_contents)?;
     let cut = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    let deadline = match (deadline, cut) {
+    admission.deadline = match (admission.deadline, cut) {
         (Some(deadline), Some(cut)) => Some(deadline.min(cut)),
         (one, other) => one.or(other),
     };
+    if is_batch {
+        admission.priority = Priority::Batch;
+    }
     // Nothing to go by: the client that most people have reads raw answers only.
     let is_raw = binary_output.unwrap_or(has_raw || !has_typed);
     let outputs = outputs.into_iter().map(|output| output.name).collect();
-    Ok(Infer { model: model_name, version: model_version, id, asked: Asked { inputs, outputs, deadline }, is_raw })
+    Ok(Infer { model: model_name, version: model_version, id, asked: Asked { inputs, outputs, admission }, is_raw })
 }
 
 /// Writes an answer. FP16 and BF16 have no typed field: an answer with one of them is raw in any case.
@@ -82,11 +87,12 @@ pub fn inferred(found: &Found, asked_model: String, id: String, answered: Answer
 /// What the reserved parameters say; the others are the model's, and no model here has any.
 struct Parameters {
     timeout: Option<Duration>,
+    is_batch: bool,
     binary_output: Option<bool>,
 }
 
 fn read_parameters(parameters: &HashMap<String, InferParameter>) -> Result<Parameters> {
-    let mut read = Parameters { timeout: None, binary_output: None };
+    let mut read = Parameters { timeout: None, is_batch: false, binary_output: None };
     for (name, InferParameter { parameter_choice }) in parameters {
         let wrong = |expected: &str| Err(refused("WRONG_PARAMETER", format!("parameters.{name}"), expected.to_owned()));
         match (name.as_str(), parameter_choice) {
@@ -95,8 +101,11 @@ fn read_parameters(parameters: &HashMap<String, InferParameter>) -> Result<Param
                 Some(micros) => read.timeout = Some(Duration::from_micros(micros)),
                 None => return wrong("is no number of microseconds from 0 up"),
             },
-            // Every request waits in the order it came; 0 and up are what there may be.
-            ("priority", choice) if integer(choice).is_none() => return wrong("is no number from 0 up"),
+            // 1 is the most urgent there is, 0 what the call says otherwise.
+            ("priority", choice) => match integer(choice) {
+                Some(level) => read.is_batch = level > 1,
+                None => return wrong("is no number from 0 up"),
+            },
             ("binary_data_output", Some(ParameterChoice::BoolParam(is_raw))) => read.binary_output = Some(*is_raw),
             ("binary_data_output", _) => return wrong("is no boolean"),
             ("sequence_id" | "sequence_start" | "sequence_end", choice) if is_set(choice) => {

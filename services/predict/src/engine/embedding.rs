@@ -1,7 +1,5 @@
 //! Embedding models as tensors.
 
-use std::time::Instant;
-
 use async_trait::async_trait;
 use verdict_inference::text::Token;
 
@@ -12,6 +10,7 @@ use super::{
     texts,
 };
 use crate::{
+    admission::Admission,
     error::Result,
     release::Task,
     text::{Embedding, Tokenizer},
@@ -47,13 +46,13 @@ impl Engine for Embedding {
         vec![Tensor::texts("text", ["warm"])]
     }
 
-    async fn compute(&self, mut inputs: Inputs, wanted: &Wanted, deadline: Option<Instant>) -> Result<Answered> {
+    async fn compute(&self, mut inputs: Inputs, wanted: &Wanted, admission: Admission) -> Result<Answered> {
         let text = inputs.require("text")?;
         several(&text)?;
         let truncate = inputs.flag("truncate").unwrap_or(false);
         let normalize = inputs.flag("normalize");
         let at = text.at;
-        let (items, timing) = self.embed(text.into_texts()?, truncate, normalize, deadline).await?;
+        let (items, timing) = self.embed(text.into_texts()?, truncate, normalize, admission).await?;
         let (vectors, errors) = settle(items, at, wanted)?;
 
         let dimensions = Embedding::tokenizer(self).dimensions;

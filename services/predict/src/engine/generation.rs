@@ -1,7 +1,5 @@
 //! Generating models as tensors: whole answers; token by token is what `Generate` is for.
 
-use std::time::Instant;
-
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use verdict_api::predict as api;
@@ -17,6 +15,7 @@ use super::{
     texts,
 };
 use crate::{
+    admission::Admission,
     convert,
     error::Result,
     generate::{Event, Finish, Generation},
@@ -26,8 +25,8 @@ use crate::{
 
 impl Generation {
     /// Generates to the end.
-    async fn whole(&self, prompt: String, sampling: Sampling, deadline: Option<Instant>) -> Result<(String, Finish)> {
-        let mut running = self.generate(prompt, sampling, deadline).await?;
+    async fn whole(&self, prompt: String, sampling: Sampling, admission: Admission) -> Result<(String, Finish)> {
+        let mut running = self.generate(prompt, sampling, admission).await?;
         let mut text = String::new();
         loop {
             match running.next().await {
@@ -76,7 +75,7 @@ impl Engine for Generation {
     }
 
     /// Each prompt is a generation of its own, with the same settings, which are checked as `Generate` does.
-    async fn compute(&self, mut inputs: Inputs, _wanted: &Wanted, deadline: Option<Instant>) -> Result<Answered> {
+    async fn compute(&self, mut inputs: Inputs, _wanted: &Wanted, admission: Admission) -> Result<Answered> {
         let prompts = inputs.require("text_input")?;
         several(&prompts)?;
         let prompts = prompts.into_texts()?;
@@ -100,7 +99,7 @@ impl Engine for Generation {
             convert::generate::generate(request, rand::random())
         });
         let calls = calls.collect::<Result<Vec<_>>>()?;
-        let finished = calls.into_iter().map(|call| self.whole(call.prompt, call.sampling, deadline));
+        let finished = calls.into_iter().map(|call| self.whole(call.prompt, call.sampling, admission.clone()));
         let (generated, finishes): (Vec<_>, Vec<_>) = try_join_all(finished).await?.into_iter().unzip();
 
         let mut timing = Timing::default();

@@ -1,7 +1,5 @@
 //! Reranking models as tensors.
 
-use std::time::Instant;
-
 use async_trait::async_trait;
 use verdict_inference::text::Token;
 
@@ -12,6 +10,7 @@ use super::{
     texts,
 };
 use crate::{
+    admission::Admission,
     convert::text::{check_query, sigmoid},
     error::Result,
     release::Task,
@@ -45,7 +44,7 @@ impl Engine for Reranking {
     }
 
     /// Scores in the order of the documents; who wants the best first sorts by `score`.
-    async fn compute(&self, mut inputs: Inputs, wanted: &Wanted, deadline: Option<Instant>) -> Result<Answered> {
+    async fn compute(&self, mut inputs: Inputs, wanted: &Wanted, admission: Admission) -> Result<Answered> {
         let query = inputs.require("query")?;
         let documents = inputs.require("documents")?;
         several(&documents)?;
@@ -54,7 +53,7 @@ impl Engine for Reranking {
         check_query(&query).map_err(|problem| {
             refused("WRONG_VALUE", format!("inputs[{query_at}].contents[0]"), problem)
         })?;
-        let (items, timing) = self.score(query, documents.into_texts()?, deadline).await?;
+        let (items, timing) = self.score(query, documents.into_texts()?, admission).await?;
         let (scores, errors) = settle(items, at, wanted)?;
 
         let logits: Vec<_> = scores.iter().map(|score| score.as_ref().map_or(f32::NAN, |it: &Score| it.logit)).collect();

@@ -27,6 +27,8 @@ pub struct Counts {
     pub queue: Span,
     /// Time in the engine of answered calls.
     pub infer: Span,
+    /// Items of answered calls that the response cache had.
+    pub cached: u64,
     /// Batches computed, and the items in them, for all callers.
     pub executions: u64,
     pub items: u64,
@@ -57,6 +59,7 @@ impl Statistics {
         counts.success.add(took);
         counts.queue.add(timing.queue);
         counts.infer.add(timing.compute);
+        counts.cached += timing.cached as u64;
     }
 
     /// Counts a call that was not.

@@ -1,7 +1,5 @@
 //! Tabular models as tensors.
 
-use std::time::Instant;
-
 use async_trait::async_trait;
 use verdict_inference::trees::TreeEnsemble;
 
@@ -9,7 +7,7 @@ use super::{
     Answered, Engine, Inputs, Signature, Wanted,
     tensor::{Data, Datatype, Spec, Tensor},
 };
-use crate::{error::Result, release::Task, tabular::Tabular};
+use crate::{admission::Admission, error::Result, release::Task, tabular::Tabular};
 
 #[async_trait]
 impl Engine for Tabular {
@@ -38,7 +36,7 @@ impl Engine for Tabular {
     }
 
     /// Rows as in `Predict`'s matrix: columns in the order of the signature, NaN a missing value.
-    async fn compute(&self, mut inputs: Inputs, _wanted: &Wanted, deadline: Option<Instant>) -> Result<Answered> {
+    async fn compute(&self, mut inputs: Inputs, _wanted: &Wanted, admission: Admission) -> Result<Answered> {
         let input = inputs.require("input")?;
         if input.data.is_empty() {
             return Err(input.refused("WRONG_SHAPE", "shape", "has no rows: at least one is expected"));
@@ -49,7 +47,7 @@ impl Engine for Tabular {
             let problem = format!("is {}: a finite number, or NaN for a missing value", cells[index]);
             return Err(input.refused("WRONG_VALUE", &format!("contents[{index}]"), problem));
         }
-        let (margins, timing) = self.margins(input.into_floats()?, deadline).await?;
+        let (margins, timing) = self.margins(input.into_floats()?, admission).await?;
         let probabilities = margins.iter().map(|margin| TreeEnsemble::probability(*margin)).collect();
         let outputs = vec![Tensor::floats("probability", probabilities), Tensor::floats("margin", margins)];
         Ok(Answered { outputs, timing })

@@ -10,6 +10,7 @@ use verdict_chassis::context;
 
 use super::Answers;
 use crate::{
+    admission::Admission,
     catalog::Catalog,
     convert,
     error::Error,
@@ -24,11 +25,11 @@ pub(super) async fn embed(
     catalog: &Catalog,
     request: Request<EmbedRequest>,
 ) -> Result<Response<EmbedResponse>, Status> {
-    let deadline = context::of(&request).deadline;
+    let admission = Admission::of(&request)?;
     let call = convert::text::embed(request.into_inner())?;
     let found = catalog.find(&call.model)?;
     let embedding = found.model.embedding()?;
-    let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.normalize, deadline).await?;
+    let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.normalize, admission).await?;
     let embeddings = vectors.into_iter().map(convert::text::embedding).collect();
     Ok(Response::new(EmbedResponse { embeddings, served_by: Some(convert::served_by(&found, timing)) }))
 }
@@ -37,10 +38,10 @@ pub(super) async fn rerank(
     catalog: &Catalog,
     request: Request<RerankRequest>,
 ) -> Result<Response<RerankResponse>, Status> {
-    let deadline = context::of(&request).deadline;
+    let admission = Admission::of(&request)?;
     let call = convert::text::rerank(request.into_inner())?;
     let found = catalog.find(&call.model)?;
-    let (scores, timing) = found.model.reranking()?.score(call.query, call.documents, deadline).await?;
+    let (scores, timing) = found.model.reranking()?.score(call.query, call.documents, admission).await?;
     let (results, failed) = convert::text::ranked(scores, call.top_n);
     Ok(Response::new(RerankResponse { results, failed, served_by: Some(convert::served_by(&found, timing)) }))
 }

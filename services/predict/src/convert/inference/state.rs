@@ -4,15 +4,18 @@ use std::{collections::HashMap, time::Duration};
 
 use verdict_api::inference::{
     DataType, InferBatchStatistics, InferStatistics, ModelConfig, ModelInput, ModelMetadataResponse, ModelOutput,
-    ModelStatistics, ModelTransactionPolicy, StatisticDuration, model_metadata_response::TensorMetadata,
+    ModelStatistics, ModelTransactionPolicy, StatisticDuration,
+    model_metadata_response::TensorMetadata, repository_index_response::ModelIndex,
 };
 
 use crate::{
+    catalog::{Standing, State},
     engine::{
         statistics::{Counts, Span},
         tensor::{Datatype, Spec},
     },
     model::Loaded,
+    reference::Selector,
 };
 
 /// Describes a model by the name it was asked for.
@@ -60,7 +63,7 @@ pub fn config(model: &Loaded, name: String) -> ModelConfig {
 
 /// Tells what a model has done since it was loaded.
 pub fn statistics(model: &Loaded) -> ModelStatistics {
-    let Counts { success, fail, queue, infer, executions, items, batches, last } = model.served.statistics.counts();
+    let Counts { success, fail, queue, infer, cached, executions, items, batches, last } = model.served.statistics.counts();
     let batch = |(size, span): (usize, Span)| InferBatchStatistics {
         batch_size: size as u64,
         compute_input: None,
@@ -82,8 +85,8 @@ pub fn statistics(model: &Loaded) -> ModelStatistics {
             compute_input: Some(duration(rest)),
             compute_infer: Some(duration(infer)),
             compute_output: Some(StatisticDuration { count: success.count, ns: 0 }),
-            cache_hit: Some(StatisticDuration::default()),
-            cache_miss: Some(StatisticDuration::default()),
+            cache_hit: Some(StatisticDuration { count: cached, ns: 0 }),
+            cache_miss: None,
         }),
         batch_stats: batches.into_iter().map(batch).collect(),
         memory_usage: Vec::new(),
@@ -113,4 +116,20 @@ fn data_type(datatype: Datatype) -> DataType {
         Datatype::Fp64 => DataType::TypeFp64,
         Datatype::Bytes => DataType::TypeString,
     }
+}
+
+/// Tells where a model stands in the repository's words.
+pub fn indexed(standing: Standing) -> ModelIndex {
+    let Standing { reference, state, serving, message, .. } = standing;
+    let version = match (serving, &reference.selector) {
+        (Some((version, _digest)), _) => version.to_string(),
+        (None, Selector::Version(version)) => version.to_string(),
+        (None, Selector::Alias(_)) => String::new(),
+    };
+    let state = match state {
+        State::Serving => "READY",
+        State::Loading => "LOADING",
+        State::Failed => "UNAVAILABLE",
+    };
+    ModelIndex { name: reference.model, version, state: state.to_owned(), reason: message }
 }
