@@ -126,7 +126,8 @@ impl Follower {
             Some(unreachable) => failure.context(format!("{unreachable}, and the cached files cannot be used")),
             None => failure,
         })?;
-        let (version, sizing, loading, pin) = (release.version, self.sizing.clone(), release.clone(), files.pin.clone());
+        let (version, sizing, loading, pin) =
+            (release.version, self.sizing.clone(), release.clone(), files.pin.clone());
         let loaded = tokio::task::spawn_blocking(move || Loaded::load(loading, files, &sizing))
             .await
             .context("loading panicked")

@@ -55,11 +55,8 @@ use crate::{
 };
 
 /// The services of this process, by their full names; all are ready when every configured model is warm.
-pub const SERVICES: [&str; 3] = [
-    "verdict.predict.v1.PredictService",
-    "verdict.predict.v1.DecisionService",
-    "inference.GRPCInferenceService",
-];
+pub const SERVICES: [&str; 3] =
+    ["verdict.predict.v1.PredictService", "verdict.predict.v1.DecisionService", "inference.GRPCInferenceService"];
 
 /// How long stopping waits for work of its own, after the last call ended.
 const LAST_WORK: Duration = Duration::from_secs(5);

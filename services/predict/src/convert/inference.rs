@@ -59,7 +59,13 @@ pub fn infer(request: ModelInferRequest, mut admission: Admission) -> Result<Inf
 }
 
 /// Writes an answer. FP16 and BF16 have no typed field: an answer with one of them is raw in any case.
-pub fn inferred(found: &Found, asked_model: String, id: String, answered: Answered, is_raw: bool) -> ModelInferResponse {
+pub fn inferred(
+    found: &Found,
+    asked_model: String,
+    id: String,
+    answered: Answered,
+    is_raw: bool,
+) -> ModelInferResponse {
     let is_raw = is_raw || answered.outputs.iter().any(|output| contents::is_raw_only(output.data.datatype()));
     let mut raw_output_contents = Vec::new();
     let outputs = answered.outputs.into_iter().map(|Tensor { name, shape, data, at: _ }| {
@@ -185,3 +191,6 @@ fn shape(shape: &[i64]) -> std::result::Result<(Vec<usize>, usize), String> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use self::tests::any_request;

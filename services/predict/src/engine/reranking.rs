@@ -50,13 +50,13 @@ impl Engine for Reranking {
         several(&documents)?;
         let (query_at, at) = (query.at, documents.at);
         let query = query.into_texts()?.pop().unwrap_or_default();
-        check_query(&query).map_err(|problem| {
-            refused("WRONG_VALUE", format!("inputs[{query_at}].contents[0]"), problem)
-        })?;
+        check_query(&query)
+            .map_err(|problem| refused("WRONG_VALUE", format!("inputs[{query_at}].contents[0]"), problem))?;
         let (items, timing) = self.score(query, documents.into_texts()?, admission).await?;
         let (scores, errors) = settle(items, at, wanted)?;
 
-        let logits: Vec<_> = scores.iter().map(|score| score.as_ref().map_or(f32::NAN, |it: &Score| it.logit)).collect();
+        let logits: Vec<_> =
+            scores.iter().map(|score| score.as_ref().map_or(f32::NAN, |it: &Score| it.logit)).collect();
         let tokens = Tensor::counts("tokens", scores.iter().map(|score| score.as_ref().map_or(0, |it| it.tokens)));
         let score = Tensor::floats("score", logits.iter().map(|logit| sigmoid(*logit)).collect());
         Ok(Answered { outputs: vec![score, Tensor::floats("logit", logits), tokens, errors], timing })

@@ -23,10 +23,7 @@ impl Engine for Tabular {
         let columns = i64::try_from(self.schema.inputs().len()).unwrap_or(-1);
         Signature {
             inputs: vec![Spec::new("input", Datatype::Fp32, [-1, columns])],
-            outputs: vec![
-                Spec::new("probability", Datatype::Fp32, [-1]),
-                Spec::new("margin", Datatype::Fp32, [-1]),
-            ],
+            outputs: vec![Spec::new("probability", Datatype::Fp32, [-1]), Spec::new("margin", Datatype::Fp32, [-1])],
         }
     }
 

@@ -32,7 +32,11 @@ pub(super) fn find(
     let number = match version {
         "" => None,
         digits => Some(digits.parse::<i64>().ok().filter(|number| *number > 0).ok_or_else(|| {
-            refused("INVALID_REQUEST", version_field, format!("is `{digits}`: a version number is expected, or nothing"))
+            refused(
+                "INVALID_REQUEST",
+                version_field,
+                format!("is `{digits}`: a version number is expected, or nothing"),
+            )
         })?),
     };
     let is_bare = !name.contains(['@', '/']);

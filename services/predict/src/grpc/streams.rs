@@ -89,9 +89,8 @@ pub(super) fn each<M: Send + 'static, A: Send + 'static>(
     let (metadata, extensions, messages) = requests.into_parts();
     let broken: Arc<Mutex<Option<Status>>> = Arc::default();
     let noted = broken.clone();
-    let messages = messages.scan((), move |(), message| {
-        ready(message.map_err(|status| *noted.lock() = Some(status)).ok())
-    });
+    let messages =
+        messages.scan((), move |(), message| ready(message.map_err(|status| *noted.lock() = Some(status)).ok()));
     let started = messages.map(move |message| {
         let request = single(&metadata, &extensions, &stream_context, patience, message);
         // On its own task, so that the requests of a stream are not worked on by one thread in turn.
@@ -101,7 +100,8 @@ pub(super) fn each<M: Send + 'static, A: Send + 'static>(
         Order::Ready => started.buffer_unordered(CONCURRENT).boxed(),
         Order::Asked => started.buffered(CONCURRENT).boxed(),
     };
-    let answers = answers.map(|answer| answer.map_err(|_ended| status::internal(&anyhow::anyhow!("a request panicked"))));
+    let answers =
+        answers.map(|answer| answer.map_err(|_ended| status::internal(&anyhow::anyhow!("a request panicked"))));
     let last = stream::once(async move { broken.lock().take() }).filter_map(|status| ready(status.map(Err)));
     Response::new(answers.chain(last).boxed())
 }

@@ -56,7 +56,9 @@ pub(super) async fn tokenize(
     let bytes = inputs.iter().map(String::len).sum();
     let loaded = found.model.clone();
     let tokens = text::off_thread(bytes, move || {
-        let one = |text: &String| text::before(deadline, || loaded.tokens(text, special)).flatten().map(convert::text::tokens);
+        let one = |text: &String| {
+            text::before(deadline, || loaded.tokens(text, special)).flatten().map(convert::text::tokens)
+        };
         inputs.iter().map(one).collect::<Result<_, Error>>()
     });
     let tokens = tokens.await??;

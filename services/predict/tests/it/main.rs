@@ -4,8 +4,11 @@
 
 mod decisions;
 mod generation;
+mod inference;
 mod process;
 mod serving;
+mod streams;
 mod tabular;
 mod texts;
+mod tritonclient;
 mod world;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use verdict_api::{
+    inference::grpc_inference_service_client::GrpcInferenceServiceClient,
     predict::{
         ListServedModelsRequest, ServedModel, Value, decision_service_client::DecisionServiceClient,
         predict_service_client::PredictServiceClient, value::Kind,
@@ -169,6 +170,14 @@ impl Predict {
 
     pub(crate) fn client(&self) -> PredictServiceClient<Channel> {
         PredictServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(crate) fn inference(&self) -> GrpcInferenceServiceClient<Channel> {
+        GrpcInferenceServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.address
     }
 
     pub(crate) fn decisions(&self) -> DecisionServiceClient<Channel> {

@@ -89,11 +89,17 @@ fn texts(count: usize, bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
             return Err(format!("has {} bytes more than the {count} elements of the shape", rest.len()));
         }
         let Some((prefix, after)) = rest.split_first_chunk::<PREFIX>() else {
-            return Err(format!("ends within the length of element {at}: four bytes are expected, {} left", rest.len()));
+            return Err(format!(
+                "ends within the length of element {at}: four bytes are expected, {} left",
+                rest.len()
+            ));
         };
         let length = u32::from_le_bytes(*prefix) as usize;
         let Some((element, after)) = after.split_at_checked(length) else {
-            return Err(format!("ends within element {at}: its length is {length}, and {} bytes are left", after.len()));
+            return Err(format!(
+                "ends within element {at}: its length is {length}, and {} bytes are left",
+                after.len()
+            ));
         };
         elements.push(element.to_vec());
         rest = after;

@@ -4,8 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use verdict_api::inference::{
     DataType, InferBatchStatistics, InferStatistics, ModelConfig, ModelInput, ModelMetadataResponse, ModelOutput,
-    ModelStatistics, ModelTransactionPolicy, StatisticDuration,
-    model_metadata_response::TensorMetadata, repository_index_response::ModelIndex,
+    ModelStatistics, ModelTransactionPolicy, StatisticDuration, model_metadata_response::TensorMetadata,
+    repository_index_response::ModelIndex,
 };
 
 use crate::{
@@ -63,7 +63,8 @@ pub fn config(model: &Loaded, name: String) -> ModelConfig {
 
 /// Tells what a model has done since it was loaded.
 pub fn statistics(model: &Loaded) -> ModelStatistics {
-    let Counts { success, fail, queue, infer, cached, executions, items, batches, last } = model.served.statistics.counts();
+    let Counts { success, fail, queue, infer, cached, executions, items, batches, last } =
+        model.served.statistics.counts();
     let batch = |(size, span): (usize, Span)| InferBatchStatistics {
         batch_size: size as u64,
         compute_input: None,
