@@ -180,11 +180,7 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     }
 
     /// Queues all of `items` (each with its cost) or none.
-    pub fn submit(
-        &self,
-        items: Vec<(I, usize)>,
-        admission: impl Into<Admission>,
-    ) -> Result<Vec<Ticket<O>>, Refused> {
+    pub fn submit(&self, items: Vec<(I, usize)>, admission: impl Into<Admission>) -> Result<Vec<Ticket<O>>, Refused> {
         let admission = admission.into();
         let shared = &*self.shared;
         let accepted = Instant::now();

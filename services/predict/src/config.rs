@@ -4,7 +4,9 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, thread, time::Durat
 
 use verdict_chassis::{server::ServerConfig, settings, telemetry::TelemetryConfig};
 
-use crate::{answers::AnswerCache, batch::Limits, convert::MAX_INPUTS, cut::Budget, model::Sizing, reference::Reference};
+use crate::{
+    answers::AnswerCache, batch::Limits, convert::MAX_INPUTS, cut::Budget, model::Sizing, reference::Reference,
+};
 
 /// What predict serves, from where, and how much of it at once.
 #[derive(clap::Args, Clone, Debug)]

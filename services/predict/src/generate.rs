@@ -110,10 +110,8 @@ impl Generation {
         // Reading a token of the prompt costs a small part of what making one does.
         let cost = sampling.max_tokens + prompt.len() / 16;
         let job = Job { prompt, sampling, steps, deadline };
-        let tickets = self
-            .batcher
-            .submit(vec![(job, cost)], admission)
-            .map_err(|refused| Error::refused(&self.name, refused))?;
+        let tickets =
+            self.batcher.submit(vec![(job, cost)], admission).map_err(|refused| Error::refused(&self.name, refused))?;
         Ok(Running { accepted, steps: received, ticket: tickets.into_iter().next() })
     }
 

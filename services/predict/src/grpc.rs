@@ -1,12 +1,13 @@
-//! The two services: convert in, one call, convert out.
+//! The three services: convert in, one call, convert out.
 
 mod generate;
+mod serving;
 mod tabular;
 mod text;
 
 use std::sync::Arc;
 
-use futures::stream::BoxStream;
+use futures::{FutureExt, stream::BoxStream};
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 use uuid::Uuid;
@@ -20,33 +21,48 @@ use verdict_api::predict::{
     TokenizeRequest, TokenizeResponse,
     decision_service_server::{self, DecisionServiceServer},
     predict_service_server::{self, PredictServiceServer},
+    serving_service_server::ServingServiceServer,
 };
 use verdict_chassis::telemetry;
 
 use crate::{
-    admission::Admission,
-    catalog::Catalog,
+    admission::Call,
     convert,
     decide::{Decider, Moment},
+    follow::Follower,
+    traffic::Traffic,
 };
 
 /// Answers that come one after the other.
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Makes the routes of both services; messages in are at most `limit` bytes.
-pub fn routes(catalog: Arc<Catalog>, decider: Arc<Decider>, limit: usize) -> Routes {
-    let predict = PredictServiceServer::new(Predict { catalog: catalog.clone() });
-    let decisions = DecisionServiceServer::new(Decisions { catalog, decider });
-    Routes::new(predict.max_decoding_message_size(limit)).add_service(decisions.max_decoding_message_size(limit))
+/// Makes the routes of all services; messages in are at most `limit` bytes.
+pub fn routes(traffic: Traffic, follower: Arc<Follower>, decider: Arc<Decider>, limit: usize) -> Routes {
+    let serving = ServingServiceServer::new(serving::Service::new(follower, traffic.board.clone()));
+    let predict = PredictServiceServer::new(Predict { traffic: traffic.clone() });
+    let decisions = DecisionServiceServer::new(Decisions { traffic, decider });
+    Routes::new(predict.max_decoding_message_size(limit))
+        .add_service(decisions.max_decoding_message_size(limit))
+        .add_service(serving.max_decoding_message_size(limit))
 }
 
 struct Predict {
-    catalog: Arc<Catalog>,
+    traffic: Traffic,
 }
 
 struct Decisions {
-    catalog: Arc<Catalog>,
+    traffic: Traffic,
     decider: Arc<Decider>,
+}
+
+/// Has a call answered by a handler: by a route, where the request names one.
+macro_rules! routed {
+    ($service:ident, $how:ident, $request:ident, $handler:path) => {
+        $service
+            .traffic
+            .$how($request, |catalog, request| async move { $handler(&catalog, request).await }.boxed())
+            .await
+    };
 }
 
 #[tonic::async_trait]
@@ -60,30 +76,32 @@ impl predict_service_server::PredictService for Predict {
     type StreamPredictStream = Answers<StreamPredictResponse>;
 
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        text::embed(&self.catalog, request).await
+        routed!(self, call, request, text::embed)
     }
 
     async fn rerank(&self, request: Request<RerankRequest>) -> Result<Response<RerankResponse>, Status> {
-        text::rerank(&self.catalog, request).await
+        routed!(self, call, request, text::rerank)
     }
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        generate::generate(&self.catalog, request).await
+        routed!(self, open, request, generate::generate)
     }
 
     async fn predict(&self, request: Request<PredictRequest>) -> Result<Response<PredictResponse>, Status> {
-        tabular::predict(&self.catalog, request).await
+        routed!(self, call, request, tabular::predict)
     }
 
-    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        text::tokenize(&self.catalog, request).await
+    async fn tokenize(&self, mut request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        self.traffic.resolve(&mut request)?;
+        text::tokenize(&self.traffic.catalog, request).await
     }
 
     async fn get_tokenizer(
         &self,
-        request: Request<GetTokenizerRequest>,
+        mut request: Request<GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
-        text::get_tokenizer(&self.catalog, request)
+        self.traffic.resolve(&mut request)?;
+        text::get_tokenizer(&self.traffic.catalog, request)
     }
 
     async fn embed_sparse(
@@ -141,7 +159,7 @@ impl predict_service_server::PredictService for Predict {
         request: Request<ListServedModelsRequest>,
     ) -> Result<Response<ListServedModelsResponse>, Status> {
         let ListServedModelsRequest {} = request.into_inner();
-        let models = self.catalog.slots().iter().map(|slot| convert::standing(slot.standing())).collect();
+        let models = self.traffic.catalog.slots().iter().map(|slot| convert::standing(slot.standing())).collect();
         Ok(Response::new(ListServedModelsResponse { models }))
     }
 }
@@ -153,10 +171,10 @@ impl decision_service_server::DecisionService for Decisions {
             id: Uuid::now_v7(),
             now: OffsetDateTime::now_utc(),
             trace_id: telemetry::current_trace_id().unwrap_or_default(),
-            admission: Admission::of(&request)?,
+            call: Call::of(&request)?,
         };
         let case = convert::decision::case(request.into_inner())?;
-        let decision = self.decider.decide(&self.catalog, case, moment).await?;
+        let decision = self.decider.decide(&self.traffic, case, moment).await?;
         Ok(Response::new(DecideResponse { decision: Some(convert::decision::decision(decision)) }))
     }
 

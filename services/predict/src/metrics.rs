@@ -85,9 +85,7 @@ impl ModelMeters {
         let refusal = |reason| counter!(REFUSALS, "model" => model.to_owned(), "reason" => reason);
         let dropped = |reason| counter!(DROPPED, "model" => model.to_owned(), "reason" => reason);
         let lookups = |result| counter!(LOOKUPS, "model" => model.to_owned(), "result" => result);
-        let depth = |priority: &'static str| {
-            gauge!(QUEUED, "model" => model.to_owned(), "version" => version.to_string(), "priority" => priority)
-        };
+        let depth = |priority: &'static str| gauge!(QUEUED, "model" => model.to_owned(), "version" => version.to_string(), "priority" => priority);
         Self {
             inference: histogram!(INFERENCE_TIME, &labels),
             wait: histogram!(QUEUE_WAIT, &labels),
@@ -192,9 +190,7 @@ impl TargetMeters {
     /// Takes the labels once.
     pub fn new(route: &str, target: &str) -> Self {
         let labels = [("route", route.to_owned()), ("target", target.to_owned())];
-        let calls = |result: &'static str| {
-            counter!(ROUTE_CALLS, "route" => route.to_owned(), "target" => target.to_owned(), "result" => result)
-        };
+        let calls = |result: &'static str| counter!(ROUTE_CALLS, "route" => route.to_owned(), "target" => target.to_owned(), "result" => result);
         let (ok, failed, passed_over) = (calls("ok"), calls("failed"), calls("passed_over"));
         Self { ok, failed, passed_over, latency: histogram!(ROUTE_LATENCY, &labels) }
     }
@@ -229,9 +225,7 @@ impl ShadowMeters {
     /// Takes the labels once.
     pub fn new(route: &str, shadow: &str) -> Self {
         let labels = [("route", route.to_owned()), ("shadow", shadow.to_owned())];
-        let copies = |result: &'static str| {
-            counter!(SHADOW_COPIES, "route" => route.to_owned(), "shadow" => shadow.to_owned(), "result" => result)
-        };
+        let copies = |result: &'static str| counter!(SHADOW_COPIES, "route" => route.to_owned(), "shadow" => shadow.to_owned(), "result" => result);
         let (compared, failed, dropped) = (copies("compared"), copies("failed"), copies("dropped"));
         Self { compared, failed, dropped, difference: gauge!(SHADOW_DIFFERENCE, &labels) }
     }

@@ -64,11 +64,25 @@ impl Loaded {
         let engine = match release.task {
             Task::TextEmbedding => {
                 let engine = Embedder::load(dir, embedder_options(&release)?)?;
-                Engine::Embedding(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("embed"))?)
+                Engine::Embedding(Embedding::start(
+                    name,
+                    engine,
+                    tokenizer_json(dir)?,
+                    sizing.batch,
+                    meters(),
+                    scope("embed"),
+                )?)
             }
             Task::TextReranking => {
                 let engine = Reranker::load(dir)?;
-                Engine::Reranking(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("rerank"))?)
+                Engine::Reranking(Reranking::start(
+                    name,
+                    engine,
+                    tokenizer_json(dir)?,
+                    sizing.batch,
+                    meters(),
+                    scope("rerank"),
+                )?)
             }
             Task::TextGeneration => {
                 let engine = Generator::load(&gguf(&release, dir)?)?;

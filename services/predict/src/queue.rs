@@ -315,9 +315,8 @@ impl<J> Lane<J> {
     fn retain(&mut self, keep: &mut impl FnMut(J) -> Option<J>) {
         for flow in self.flows.values_mut() {
             let jobs = std::mem::take(&mut flow.jobs).into_iter();
-            flow.jobs = jobs
-                .filter_map(|Entry { job, cost, call }| keep(job).map(|job| Entry { job, cost, call }))
-                .collect();
+            flow.jobs =
+                jobs.filter_map(|Entry { job, cost, call }| keep(job).map(|job| Entry { job, cost, call })).collect();
             flow.cost = flow.jobs.iter().map(|entry| entry.cost).fold(0, usize::saturating_add);
         }
         self.items = self.flows.values().map(|flow| flow.jobs.len()).sum();

@@ -35,14 +35,7 @@ impl Rate {
 
     /// Returns how long a call of `own` cost, the largest piece of it `largest`, takes behind `ahead`; `None` when that
     /// is not known, or was measured too long ago to turn away a call that would find everything idle.
-    pub fn estimate(
-        &self,
-        ahead: usize,
-        own: usize,
-        largest: usize,
-        is_idle: bool,
-        now: Instant,
-    ) -> Option<Duration> {
+    pub fn estimate(&self, ahead: usize, own: usize, largest: usize, is_idle: bool, now: Instant) -> Option<Duration> {
         let seconds = self.seconds?;
         if is_idle && now.saturating_duration_since(self.at) > FRESH {
             return None;

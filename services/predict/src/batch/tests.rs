@@ -235,7 +235,8 @@ async fn interactive_work_goes_first_and_batch_work_does_not_starve() {
     running.await.unwrap().unwrap();
     futures::future::join_all(waiting).await;
     order.lock().sort();
-    let places: Vec<_> = order.lock().iter().enumerate().filter(|(_, job)| job.1 == Priority::Batch).map(|job| job.0).collect();
+    let places: Vec<_> =
+        order.lock().iter().enumerate().filter(|(_, job)| job.1 == Priority::Batch).map(|job| job.0).collect();
     let every: Vec<_> = places.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(places[0] >= 14 && every.iter().all(|steps| *steps == crate::queue::BATCH_SHARE), "{places:?}");
 }
@@ -251,10 +252,7 @@ async fn no_tenant_starves_beside_one_that_floods() {
     let small: Vec<_> = (0..5)
         .map(|n| batcher.submit(vec![(n + 20, 1)], of("small", Priority::Interactive)).unwrap().remove(0))
         .collect();
-    assert!(matches!(
-        batcher.submit(vec![(20, 1)], of("flood", Priority::Interactive)),
-        Err(Refused::Full { .. })
-    ));
+    assert!(matches!(batcher.submit(vec![(20, 1)], of("flood", Priority::Interactive)), Err(Refused::Full { .. })));
     for ticket in flood.split_off(95) {
         assert!(matches!(ticket.await.unwrap().unwrap_err(), Failure::PushedOut(_)));
     }
