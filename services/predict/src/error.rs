@@ -45,6 +45,18 @@ pub enum Error {
     LogUnreadable,
     #[error("the decision may not have been recorded: repeat the call with the same request_id")]
     NotRecorded,
+    #[error("`{reference}` was not loaded: {message}")]
+    NotLoaded { reference: String, message: String },
+    #[error("`{reference}` was not loaded: {message}")]
+    RegistryUnavailable { reference: String, message: String },
+    #[error("`{reference}` is named by {routes}")]
+    InRoute { reference: String, routes: String },
+    #[error("route `{0}` not found")]
+    RouteNotFound(String),
+    #[error("route `{0}` was changed by someone else")]
+    EtagMismatch(String),
+    #[error("request id `{0}` was used for another call")]
+    CallReused(String),
     #[error("internal error")]
     Internal(#[from] anyhow::Error),
 }
@@ -56,6 +68,29 @@ impl Error {
     /// Makes the error of one wrong field.
     pub fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid(vec![Field { field: field.into(), problem: problem.into() }])
+    }
+
+    /// Makes the error of a `model` that is neither a reference nor a route.
+    pub fn model(problem: &str) -> Self {
+        Self::field("model", format!("is wrong: {problem}, or a route that is set"))
+    }
+
+    /// Returns the code this has on the wire.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotServed { .. } | Self::DecisionNotFound(_) | Self::RouteNotFound(_) => Code::NotFound,
+            Self::Loading { .. } | Self::LogUnreadable | Self::NotRecorded | Self::RegistryUnavailable { .. } => {
+                Code::Unavailable
+            }
+            Self::WrongTask { .. } | Self::Invalid(_) | Self::Refused { .. } => Code::InvalidArgument,
+            Self::Item { failure, .. } => failure.code,
+            Self::NoPolicy(_) | Self::NotLoaded { .. } | Self::InRoute { .. } => Code::FailedPrecondition,
+            Self::QueueFull { .. } | Self::PushedOut(_) | Self::LogBusy => Code::ResourceExhausted,
+            Self::TooLate { .. } | Self::Expired => Code::DeadlineExceeded,
+            Self::RequestIdReused(_) | Self::CallReused(_) => Code::AlreadyExists,
+            Self::EtagMismatch(_) => Code::Aborted,
+            Self::Internal(_) => Code::Internal,
+        }
     }
 
     /// Makes the error of a request that the queue of `model` did not let in.
@@ -106,6 +141,14 @@ impl From<Error> for Status {
             Error::LogUnreadable | Error::NotRecorded => {
                 status::unavailable("DECISION_LOG_UNAVAILABLE", message, Duration::from_secs(1))
             }
+            Error::NotLoaded { .. } => status::failed_precondition("MODEL_NOT_LOADED", message),
+            Error::RegistryUnavailable { .. } => {
+                status::unavailable("REGISTRY_UNAVAILABLE", message, Duration::from_secs(5))
+            }
+            Error::InRoute { .. } => status::failed_precondition("MODEL_IN_ROUTE", message),
+            Error::RouteNotFound(name) => status::not_found("ROUTE_NOT_FOUND", "route", &name, message),
+            Error::EtagMismatch(_) => status::aborted("ETAG_MISMATCH", message),
+            Error::CallReused(id) => status::already_exists("REQUEST_ID_REUSED", "request", &id, message),
             Error::Internal(source) => status::internal(&source),
         }
     }

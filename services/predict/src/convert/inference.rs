@@ -2,6 +2,7 @@
 
 mod contents;
 mod raw;
+mod scored;
 mod state;
 
 use std::{

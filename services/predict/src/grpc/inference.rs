@@ -13,25 +13,38 @@ use verdict_api::inference::{
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, grpc_inference_service_server,
     infer_parameter::ParameterChoice,
 };
+use verdict_api::predict::{LoadModelRequest, UnloadModelRequest, serving_service_server::ServingService};
 
-use super::{Answers, lookup, streams};
-use crate::{admission::Admission, catalog::Catalog, convert, error::Error};
+use super::{Answers, lookup, serving, streams};
+use crate::{admission::Admission, catalog::Catalog, convert, error::Error, traffic::Traffic};
 
 /// Beyond the six calls of the protocol, by Triton's names.
 const EXTENSIONS: [&str; 4] = ["model_configuration", "model_repository", "statistics", "schedule_policy"];
 
 pub(super) struct Inference {
-    pub(super) catalog: Arc<Catalog>,
+    pub(super) traffic: Traffic,
+    pub(super) serving: Arc<serving::Service>,
     /// Most time of one request on a stream.
     pub(super) patience: Duration,
 }
 
-async fn infer(catalog: &Catalog, request: Request<ModelInferRequest>) -> Result<ModelInferResponse, Status> {
+/// Answers by a route, where the name is one.
+async fn infer(traffic: &Traffic, request: Request<ModelInferRequest>) -> Result<ModelInferResponse, Status> {
+    let name = request.get_ref().model_name.clone();
+    let handler = |catalog: Arc<Catalog>, request| async move { directly(&catalog, request).await }.boxed();
+    let response = traffic.call(request, handler).await?.into_inner();
+    Ok(ModelInferResponse { model_name: name, ..response })
+}
+
+async fn directly(
+    catalog: &Catalog,
+    request: Request<ModelInferRequest>,
+) -> Result<Response<ModelInferResponse>, Status> {
     let admission = Admission::of(&request)?;
     let call = convert::inference::infer(request.into_inner(), admission)?;
     let found = lookup::find(catalog, "model_name", &call.model, "model_version", &call.version)?;
     let answered = found.model.served.infer(call.asked).await?;
-    Ok(convert::inference::inferred(&found, call.model, call.id, answered, call.is_raw))
+    Ok(Response::new(convert::inference::inferred(&found, call.model, call.id, answered, call.is_raw)))
 }
 
 #[tonic::async_trait]
@@ -43,12 +56,12 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
     }
 
     async fn server_ready(&self, _: Request<ServerReadyRequest>) -> Result<Response<ServerReadyResponse>, Status> {
-        Ok(Response::new(ServerReadyResponse { ready: self.catalog.is_warm() }))
+        Ok(Response::new(ServerReadyResponse { ready: self.traffic.catalog.is_warm() }))
     }
 
     async fn model_ready(&self, request: Request<ModelReadyRequest>) -> Result<Response<ModelReadyResponse>, Status> {
         let ModelReadyRequest { name, version } = request.into_inner();
-        match lookup::find(&self.catalog, "name", &name, "version", &version) {
+        match lookup::find(&self.traffic.catalog, "name", &name, "version", &version) {
             Ok(_) => Ok(Response::new(ModelReadyResponse { ready: true })),
             Err(Error::NotServed { .. } | Error::Loading { .. }) => {
                 Ok(Response::new(ModelReadyResponse { ready: false }))
@@ -73,8 +86,8 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
         let ModelMetadataRequest { name, version } = request.into_inner();
-        let found = lookup::find(&self.catalog, "name", &name, "version", &version)?;
-        let slots = self.catalog.slots();
+        let found = lookup::find(&self.traffic.catalog, "name", &name, "version", &version)?;
+        let slots = self.traffic.catalog.slots();
         let same = slots.iter().filter_map(|slot| slot.current()).map(|model| model.release.clone());
         let versions: BTreeSet<i64> =
             same.filter(|release| release.model == found.model.release.model).map(|release| release.version).collect();
@@ -83,19 +96,19 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        infer(&self.catalog, request).await.map(Response::new)
+        infer(&self.traffic, request).await.map(Response::new)
     }
 
     async fn model_stream_infer(
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let catalog = self.catalog.clone();
+        let traffic = self.traffic.clone();
         Ok(streams::each(request, streams::Order::Asked, self.patience, move |request| {
-            let catalog = catalog.clone();
+            let traffic = traffic.clone();
             async move {
                 let (name, id) = (request.get_ref().model_name.clone(), request.get_ref().id.clone());
-                match streams::guarded(infer(&catalog, request)).await {
+                match streams::guarded(infer(&traffic, request)).await {
                     Ok(mut response) => {
                         let last = InferParameter { parameter_choice: Some(ParameterChoice::BoolParam(true)) };
                         response.parameters.insert("triton_final_response".to_owned(), last);
@@ -116,7 +129,7 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
         let ModelConfigRequest { name, version } = request.into_inner();
-        let found = lookup::find(&self.catalog, "name", &name, "version", &version)?;
+        let found = lookup::find(&self.traffic.catalog, "name", &name, "version", &version)?;
         let config = convert::inference::config(&found.model, name);
         Ok(Response::new(ModelConfigResponse { config: Some(config) }))
     }
@@ -127,10 +140,10 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
     ) -> Result<Response<ModelStatisticsResponse>, Status> {
         let ModelStatisticsRequest { name, version } = request.into_inner();
         let model_stats = if name.is_empty() {
-            let slots = self.catalog.slots();
+            let slots = self.traffic.catalog.slots();
             slots.iter().filter_map(|slot| slot.current()).map(|it| convert::inference::statistics(&it)).collect()
         } else {
-            let found = lookup::find(&self.catalog, "name", &name, "version", &version)?;
+            let found = lookup::find(&self.traffic.catalog, "name", &name, "version", &version)?;
             vec![convert::inference::statistics(&found.model)]
         };
         Ok(Response::new(ModelStatisticsResponse { model_stats }))
@@ -141,7 +154,7 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
         let RepositoryIndexRequest { repository_name: _, ready } = request.into_inner();
-        let slots = self.catalog.slots();
+        let slots = self.traffic.catalog.slots();
         let standings = slots.iter().map(|slot| slot.standing());
         let models = standings.map(convert::inference::indexed).filter(|model| !ready || model.state == "READY");
         Ok(Response::new(RepositoryIndexResponse { models: models.collect() }))
@@ -152,8 +165,14 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Result<Response<RepositoryModelLoadResponse>, Status> {
         let RepositoryModelLoadRequest { repository_name, model_name, parameters } = request.into_inner();
-        let _reference = lookup::repository(&self.catalog, repository_name, model_name, parameters)?;
-        Err(Status::unimplemented("RepositoryModelLoad"))
+        let reference = lookup::repository(&self.traffic.catalog, repository_name, model_name, parameters)?;
+        if let Some(slot) = self.traffic.catalog.slot(&reference) {
+            // To load what is loaded is to look whether there is something newer; meanwhile it serves as it is.
+            slot.wake.notify_one();
+        }
+        let load = LoadModelRequest { reference: reference.to_string(), request_id: String::new() };
+        self.serving.load_model(Request::new(load)).await?;
+        Ok(Response::new(RepositoryModelLoadResponse {}))
     }
 
     async fn repository_model_unload(
@@ -161,7 +180,9 @@ impl grpc_inference_service_server::GrpcInferenceService for Inference {
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Result<Response<RepositoryModelUnloadResponse>, Status> {
         let RepositoryModelUnloadRequest { repository_name, model_name, parameters } = request.into_inner();
-        let _reference = lookup::repository(&self.catalog, repository_name, model_name, parameters)?;
-        Err(Status::unimplemented("RepositoryModelUnload"))
+        let reference = lookup::repository(&self.traffic.catalog, repository_name, model_name, parameters)?;
+        let unload = UnloadModelRequest { reference: reference.to_string(), request_id: String::new() };
+        self.serving.unload_model(Request::new(unload)).await?;
+        Ok(Response::new(RepositoryModelUnloadResponse {}))
     }
 }
