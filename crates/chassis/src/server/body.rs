@@ -17,16 +17,19 @@ use crate::status;
 
 const PREFIX: usize = 5;
 
-/// A request body whose messages are at most `limit` bytes; a longer one is refused by its prefix, before it arrives.
+/// A request body whose messages are at most `limit` bytes; a longer one is refused by its prefix, before it arrives,
+/// and after those before it.
 pub(crate) struct Incoming {
     inner: Body,
     messages: Messages,
+    /// What comes after the last good bytes.
+    refused: Option<Status>,
     progress: Progress,
 }
 
 impl Incoming {
     pub(crate) fn new(inner: Body, limit: usize, progress: Progress) -> Self {
-        Self { inner, messages: Messages { limit, prefix: [0; PREFIX], have: 0, left: 0 }, progress }
+        Self { inner, messages: Messages { limit, prefix: [0; PREFIX], have: 0, left: 0 }, refused: None, progress }
     }
 }
 
@@ -35,24 +38,34 @@ impl http_body::Body for Incoming {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(status) = self.refused.take() {
+            return Poll::Ready(Some(Err(status)));
+        }
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         self.progress.mark();
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(status) = self.messages.pass(data)
+            && let Err((good, status)) = self.messages.pass(data)
         {
             self.inner = Body::empty();
-            return Poll::Ready(Some(Err(status)));
+            if good == 0 {
+                return Poll::Ready(Some(Err(status)));
+            }
+            self.refused = Some(status);
+            return Poll::Ready(Some(Ok(Frame::data(data.slice(..good)))));
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.refused.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match self.refused {
+            Some(_) => SizeHint::default(),
+            None => self.inner.size_hint(),
+        }
     }
 }
 
@@ -65,8 +78,9 @@ struct Messages {
 }
 
 impl Messages {
-    fn pass(&mut self, data: &Bytes) -> Result<(), Status> {
-        let mut data = &data[..];
+    /// Follows `all`; the error says how many bytes of it there are before the prefix of a message that is too long.
+    fn pass(&mut self, all: &Bytes) -> Result<(), (usize, Status)> {
+        let mut data = &all[..];
         while !data.is_empty() {
             let skipped = self.left.min(data.len());
             data.advance(skipped);
@@ -87,7 +101,8 @@ impl Messages {
                         "a message of {} bytes is over the limit of {} bytes; send less at once, or raise --max-message-bytes",
                         self.left, self.limit
                     );
-                    return Err(status::out_of_range("MESSAGE_TOO_LARGE", message));
+                    let good = (all.len() - data.len()).saturating_sub(PREFIX);
+                    return Err((good, status::out_of_range("MESSAGE_TOO_LARGE", message)));
                 }
             }
         }
@@ -200,8 +215,20 @@ mod tests {
         let bytes = framed(&[3, 11]);
         for step in 1..bytes.len() {
             let mut messages = messages(10);
-            let refused = bytes.chunks(step).any(|piece| messages.pass(&Bytes::copy_from_slice(piece)).is_err());
+            let mut good = 0;
+            let refused = bytes.chunks(step).any(|piece| match messages.pass(&Bytes::copy_from_slice(piece)) {
+                Ok(()) => {
+                    good += piece.len();
+                    false
+                }
+                Err((more, _)) => {
+                    good += more;
+                    true
+                }
+            });
             assert!(refused, "in pieces of {step}");
+            // The first message is whole, and of the second there is at most a part of its prefix.
+            assert!((PREFIX + 3..2 * PREFIX + 3).contains(&good), "{good} in pieces of {step}");
         }
     }
 }

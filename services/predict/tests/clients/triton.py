@@ -110,6 +110,14 @@ def stream(client, golden):
             np.testing.assert_allclose(result.as_numpy("margin"), golden["margin"][number], rtol=1e-5, atol=1e-5)
     client.stop_stream()
 
+    # A caller that leaves in the middle; the server goes on.
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    for number in range(200):
+        client.async_stream_infer("credit-risk", [matrix(rows)], request_id=str(number))
+    answers.get(timeout=30)
+    client.stop_stream(cancel_requests=True)
+    assert client.is_server_live()
+
 
 def repository(client):
     before = client.get_inference_statistics("credit-risk").model_stats[0]

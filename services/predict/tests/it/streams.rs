@@ -7,8 +7,8 @@ use tonic::Code;
 use verdict_api::{
     predict::{
         EmbedRequest, EmbedResponse, Matrix, PredictRequest, RerankRequest, StreamEmbedRequest, StreamPredictRequest,
-        StreamRerankRequest, predict_request::Input, stream_embed_response, stream_predict_response,
-        stream_rerank_response,
+        StreamRerankRequest, predict_request::Input, predict_service_client::PredictServiceClient,
+        stream_embed_response, stream_predict_response, stream_rerank_response,
     },
     registry::Task,
 };
@@ -123,13 +123,22 @@ async fn texts_stream_too_and_a_caller_that_leaves_leaves_nothing_behind() {
     };
     assert_eq!(ranked.results[0].index, 1);
 
-    // Never ends by itself; the caller takes three answers and goes.
-    let endless = stream::iter(0..).map(embed);
-    let mut answers = client.stream_embed(endless).await.unwrap().into_inner();
-    for _ in 0..3 {
-        answers.message().await.unwrap().unwrap();
-    }
-    drop(answers);
+    // Never ends by itself: the caller takes three answers, and then its process is gone.
+    let address = predict.address();
+    let caller = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let channel = verdict_chassis::client::connect(&format!("http://{address}")).unwrap();
+            let mut client = PredictServiceClient::new(channel);
+            let mut answers = client.stream_embed(stream::iter(0..).map(embed)).await.unwrap().into_inner();
+            for _ in 0..3 {
+                answers.message().await.unwrap().unwrap();
+            }
+        });
+        runtime.shutdown_background();
+    });
+    tokio::task::spawn_blocking(|| caller.join().unwrap()).await.unwrap();
+    drop(client);
     // What is left would keep the server from stopping at once.
     let begun = std::time::Instant::now();
     predict.stop().await;
