@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -115,19 +116,22 @@ pub(crate) struct Answer {
     inner: Body,
     call: Option<Call>,
     context: RequestContext,
-    deadline: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Answer {
     pub(crate) fn new(inner: Body, call: Call, context: RequestContext) -> Self {
-        let deadline = context.deadline.map(|deadline| Box::pin(sleep_until(deadline.into())));
-        Self { inner, call: Some(call), context, deadline }
+        Self { inner, call: Some(call), context, timer: None }
     }
 
     fn end(&mut self, code: Code) {
         if let Some(call) = self.call.take() {
             call.end(code);
         }
+    }
+
+    fn late(&mut self) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.fail(&status::deadline_exceeded("DEADLINE_EXCEEDED", "the answer did not end before the deadline"))
     }
 
     /// Ends the stream with trailers of our own.
@@ -146,11 +150,9 @@ impl http_body::Body for Answer {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let Some(call) = &this.call else { return Poll::Ready(None) };
-        if let Some(deadline) = &mut this.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            let status = status::deadline_exceeded("DEADLINE_EXCEEDED", "the answer did not end before the deadline");
-            return this.fail(&status);
+        // The timer is set only where there is something to wait for: what is ready costs a look at the clock.
+        if this.context.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return this.late();
         }
         let inner = Pin::new(&mut this.inner);
         let polled = call
@@ -158,7 +160,12 @@ impl http_body::Body for Answer {
             .in_scope(|| context::enter(&this.context, || catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)))));
         // The panic hook has logged it, inside the span of this call.
         let Ok(polled) = polled else { return this.fail(&status::internal_unlogged()) };
-        let frame = ready!(polled);
+        let Poll::Ready(frame) = polled else {
+            let Some(deadline) = this.context.deadline else { return Poll::Pending };
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+            ready!(timer.as_mut().poll(cx));
+            return this.late();
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
