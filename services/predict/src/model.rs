@@ -99,7 +99,15 @@ impl Loaded {
                     .map_err(anyhow::Error::msg)?;
                 let policy = policy(dir, &schema)?;
                 let meters = [meters(), meters()];
-                Engine::Tabular(Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters)?))
+                Engine::Tabular(Box::new(Tabular::start(
+                    name,
+                    ensemble,
+                    schema,
+                    policy,
+                    sizing.batch,
+                    meters,
+                    scope("rows"),
+                )?))
             }
         };
         Ok(Self { release, engine, _files: files })

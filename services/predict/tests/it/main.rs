@@ -4,8 +4,12 @@
 
 mod decisions;
 mod generation;
+mod lifecycle;
 mod process;
+mod queues;
+mod routes;
 mod serving;
+mod shadows;
 mod tabular;
 mod texts;
 mod world;
