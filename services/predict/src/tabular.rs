@@ -14,6 +14,7 @@ use crate::{
     metrics::ModelMeters,
     policy::Policy,
     schema::Schema,
+    text::before,
     timing::{Timing, gather},
 };
 
@@ -81,6 +82,7 @@ impl Tabular {
         let rows = cells.len() / width;
         let accepted = Instant::now();
         if rows <= INLINE_ROWS {
+            before(admission.deadline, || ())?;
             let mut margins = Vec::with_capacity(rows);
             self.ensemble.margins(&cells, &mut margins);
             let compute = accepted.elapsed();
