@@ -302,13 +302,9 @@ impl<I, O> Shared<I, O> {
 
     fn work(&self) {
         while let Some(batch) = self.take() {
-            let (cost, started) = (batch.iter().map(|job| job.cost).sum::<usize>(), Instant::now());
-            let computed = self.run(batch, true);
-            let mut state = self.state.lock();
-            state.running -= cost;
-            if computed > 0 {
-                state.rate.measured(computed, started.elapsed(), Instant::now());
-            }
+            let cost = batch.iter().map(|job| job.cost).sum::<usize>();
+            self.run(batch, true);
+            self.state.lock().running -= cost;
         }
     }
 
@@ -367,11 +363,11 @@ impl<I, O> Shared<I, O> {
         cut::linger(Waiting { items, cost, oldest, slack }, self.limits.budget, self.limits.delay)
     }
 
-    /// Computes what is still wanted of a batch; returns its cost. `is_timed` where the time it takes says something.
-    fn run(&self, batch: Vec<Job<I, O>>, is_timed: bool) -> usize {
+    /// Computes what is still wanted of a batch. `is_timed` where the time it takes says something.
+    fn run(&self, batch: Vec<Job<I, O>>, is_timed: bool) {
         let started = Instant::now();
         let mut jobs: Vec<_> = batch.into_iter().filter_map(|job| job.wanted(started, &self.meters)).collect();
-        let Some(first) = jobs.first() else { return 0 };
+        let Some(first) = jobs.first() else { return };
         let waited = started.saturating_duration_since(first.accepted);
         let cost = jobs.iter().map(|job| job.cost).sum();
 
@@ -382,6 +378,8 @@ impl<I, O> Shared<I, O> {
                 let batch = jobs.len();
                 if is_timed {
                     self.meters.computed(waited, ended - started, batch);
+                    // Before anybody hears of it: who comes next is judged by it.
+                    self.state.lock().rate.measured(cost, ended - started, ended);
                 }
                 for (job, output) in jobs.into_iter().zip(outputs) {
                     if let (Some(answers), Some(key)) = (&self.answers, job.key) {
@@ -398,7 +396,6 @@ impl<I, O> Shared<I, O> {
                 }
             }
         }
-        cost
     }
 
     fn fail(&self, job: Job<I, O>) {

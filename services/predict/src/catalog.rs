@@ -201,6 +201,11 @@ impl Slot {
         old
     }
 
+    /// Tells whether the slot stays: one that is being loaded by a call goes again when that fails.
+    pub fn is_settled(&self) -> bool {
+        self.is_required || self.current.load().is_some()
+    }
+
     /// Notes that what serves is what should.
     pub fn settle(&self) {
         *self.trouble.lock() = Trouble::default();

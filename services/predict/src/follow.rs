@@ -74,26 +74,22 @@ impl Follower {
     }
 
     /// Begins to serve `reference`, and waits for what comes of the first attempt. A slot that is new and fails it is
-    /// taken away again; the error says why. What is served already is left as it is.
+    /// taken away again; the error says why. What is served already is left as it is. To be run to its end: a slot
+    /// that nobody waits for any more would stay.
     pub async fn load(self: &Arc<Self>, reference: &Reference) -> Result<Standing> {
         let (slot, is_new) = self.catalog.add(reference);
-        if !is_new {
-            slot.first_attempt().await;
-            return served(&slot);
+        if is_new {
+            self.spawn(slot.clone());
         }
-        self.spawn(slot.clone());
-        // Goes on when the caller does not wait for it: what could not be loaded must not stay.
-        let (follower, waiting) = (self.clone(), slot.clone());
-        let first = self.tasks.spawn(async move {
-            waiting.first_attempt().await;
-            let outcome = served(&waiting);
+        slot.first_attempt().await;
+        let outcome = served(&slot);
+        if is_new {
             metrics::loaded("load", if outcome.is_ok() { "ok" } else { "failed" });
             if outcome.is_err() {
-                follower.remove(&waiting.reference);
+                self.remove(reference);
             }
-            outcome
-        });
-        first.await.map_err(|_| Error::Internal(anyhow::anyhow!("loading `{reference}` was cut short")))?
+        }
+        outcome
     }
 
     /// Stops serving `reference`; tells whether it was served. Calls in flight end on it.

@@ -125,7 +125,7 @@ pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::R
                 .map_err(anyhow::Error::msg)?;
             let policy = policy(dir, &schema)?;
             let meters = [meters(), meters()];
-            Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters)?)
+            Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters, scope("rows"))?)
         }
     };
     Served::warm(engine, statistics)

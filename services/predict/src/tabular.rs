@@ -2,16 +2,19 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
+use sha2::Sha256;
 use verdict_inference::trees::TreeEnsemble;
 
 use crate::{
     admission::Admission,
+    answers::{Scope, put, put_numbers},
     batch::{Batcher, Limits},
     cut::Budget,
     error::{Error, Result},
     metrics::ModelMeters,
     policy::Policy,
     schema::Schema,
+    text::before,
     timing::{Timing, gather},
 };
 
@@ -57,6 +60,7 @@ impl Tabular {
         policy: Option<Policy>,
         limits: Limits,
         meters: [ModelMeters; 2],
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let ensemble = Arc::new(ensemble);
         let missing = vec![f32::NAN; ensemble.num_features()];
@@ -65,7 +69,8 @@ impl Tabular {
         let worker = ensemble.clone();
         let limits = Limits { budget: Budget { items: limits.budget.items, cost: CHUNK_ROWS }, ..limits };
         let [queued, inline] = meters;
-        let batcher = Batcher::start(limits, queued, move |jobs: &[&Job]| {
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, queued, answers, move |jobs: &[&Job]| {
             jobs.iter().map(|job| run(&worker, job)).collect::<Vec<_>>()
         })?;
         Ok(Self { name, ensemble, schema, policy, batcher, meters: inline })
@@ -77,6 +82,7 @@ impl Tabular {
         let rows = cells.len() / width;
         let accepted = Instant::now();
         if rows <= INLINE_ROWS {
+            before(admission.deadline, || ())?;
             let mut margins = Vec::with_capacity(rows);
             self.ensemble.margins(&cells, &mut margins);
             let compute = accepted.elapsed();
@@ -95,7 +101,8 @@ impl Tabular {
         for part in parts {
             margins.extend_from_slice(&part.ok_or_else(panicked)?);
         }
-        Ok((margins, Timing { batch: chunk.min(rows) * timing.batch, ..timing }))
+        let cached = rows.min(chunk * timing.cached);
+        Ok((margins, Timing { batch: chunk.min(rows) * timing.batch, cached, ..timing }))
     }
 
     /// Scores one row and says how far each feature moved the score from the average case.
@@ -112,6 +119,16 @@ impl Tabular {
     fn submit(&self, jobs: Vec<(Job, usize)>, admission: Admission) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
         self.batcher.submit(jobs, admission).map_err(|refused| Error::refused(&self.name, refused))
     }
+}
+
+/// Writes down what the answer to a job depends on.
+fn written(job: &Job, hash: &mut Sha256) {
+    let (kind, cells) = match job {
+        Job::Margins { cells, range } => (b"margins".as_slice(), &cells[range.clone()]),
+        Job::Explain(row) => (b"explain".as_slice(), row.as_slice()),
+    };
+    put(hash, kind);
+    put_numbers(hash, cells.iter().map(|cell| cell.to_le_bytes()));
 }
 
 fn run(ensemble: &TreeEnsemble, job: &Job) -> Vec<f32> {

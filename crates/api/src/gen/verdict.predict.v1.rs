@@ -920,6 +920,7 @@ pub mod predict_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// EmbedSparse, many requests on one stream.
         pub async fn stream_embed_sparse(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -973,6 +974,7 @@ pub mod predict_service_client {
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Rerank"));
             self.inner.unary(req, path, codec).await
         }
+        /// Rerank, many requests on one stream.
         pub async fn stream_rerank(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -1028,6 +1030,7 @@ pub mod predict_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Classify, many requests on one stream.
         pub async fn stream_classify(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -1111,6 +1114,7 @@ pub mod predict_service_client {
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Predict"));
             self.inner.unary(req, path, codec).await
         }
+        /// Predict, many requests on one stream.
         pub async fn stream_predict(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -1300,6 +1304,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// EmbedSparse, many requests on one stream.
         async fn stream_embed_sparse(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamEmbedSparseRequest>>,
@@ -1318,6 +1323,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Rerank, many requests on one stream.
         async fn stream_rerank(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamRerankRequest>>,
@@ -1339,6 +1345,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Classify, many requests on one stream.
         async fn stream_classify(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamClassifyRequest>>,
@@ -1368,6 +1375,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Predict, many requests on one stream.
         async fn stream_predict(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamPredictRequest>>,

@@ -71,6 +71,8 @@ impl Stack {
                 ("PREDICT_DATA_DIR", below("predict")),
                 ("PREDICT_MODELS", format!("{EMBEDDER},{CREDIT_RISK},{ONE_TREE}")),
                 ("PREDICT_WORKERS", workers.to_string()),
+                // The same texts come again and again: what is measured is the work.
+                ("PREDICT_RESPONSE_CACHE_BYTES", "0".to_owned()),
                 ("REGISTRY_URL", format!("http://{registry}")),
             ],
         );

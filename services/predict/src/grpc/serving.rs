@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use futures::FutureExt;
 use tonic::{Request, Response, Status};
 use verdict_api::predict::{
     DeleteRouteRequest, DeleteRouteResponse, GetRouteReportRequest, GetRouteReportResponse, GetRouteRequest,
@@ -28,15 +29,14 @@ impl Service {
     pub(super) fn new(follower: Arc<Follower>, board: Arc<Board>) -> Self {
         Self { follower, board, repeats: Repeats::default() }
     }
+}
 
-    /// Does what blocks until it is on disk.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Board) -> error::Result<T> + Send + 'static,
-    ) -> error::Result<T> {
-        let board = self.board.clone();
-        tokio::task::spawn_blocking(move || work(&board)).await.context("changing a route panicked")?
-    }
+/// Does what blocks until it is on disk.
+async fn blocking<T: Send + 'static>(
+    board: Arc<Board>,
+    work: impl FnOnce(&Board) -> error::Result<T> + Send + 'static,
+) -> error::Result<T> {
+    tokio::task::spawn_blocking(move || work(&board)).await.context("changing a route panicked")?
 }
 
 #[tonic::async_trait]
@@ -44,11 +44,14 @@ impl ServingService for Service {
     async fn load_model(&self, request: Request<LoadModelRequest>) -> Result<Response<LoadModelResponse>, Status> {
         let request = request.into_inner();
         let reference = wire::reference("reference", &request.reference)?;
-        let load = async {
-            let standing = self.follower.load(&reference).await?;
-            self.blocking(Board::save_models).await?;
+        let (follower, board) = (self.follower.clone(), self.board.clone());
+        let load = async move {
+            let standing = follower.load(&reference).await?;
+            blocking(board, Board::save_models).await?;
             Ok(LoadModelResponse { model: Some(convert::standing(standing)) })
         };
+        // Goes on when the caller no longer waits: what cannot be loaded must not stay, what can must be saved.
+        let load = self.follower.tasks.spawn(load).map(|ended| ended.context("loading a model panicked")?);
         Ok(Response::new(self.repeats.once("LoadModel", &request.request_id, &request, load).await?))
     }
 
@@ -67,7 +70,7 @@ impl ServingService for Service {
                 };
                 board.unless_named(&reference, gone)
             };
-            self.blocking(unload).await?;
+            blocking(self.board.clone(), unload).await?;
             Ok(UnloadModelResponse {})
         };
         Ok(Response::new(self.repeats.once("UnloadModel", &request.request_id, &request, unload).await?))
@@ -79,7 +82,7 @@ impl ServingService for Service {
         let (route, etag) = wire::route(request.route.clone().ok_or_else(missing)?)?;
         let validate_only = request.validate_only;
         let set = async {
-            let kept = self.blocking(move |board| board.set(route, &etag, validate_only)).await?;
+            let kept = blocking(self.board.clone(), move |board| board.set(route, &etag, validate_only)).await?;
             Ok(SetRouteResponse { route: Some(wire::standing(kept)) })
         };
         let id = if validate_only { "" } else { request.request_id.as_str() };
@@ -111,7 +114,7 @@ impl ServingService for Service {
         let request = request.into_inner();
         let (name, etag) = (request.name.clone(), request.etag.clone());
         let delete = async {
-            self.blocking(move |board| board.delete(&name, &etag)).await?;
+            blocking(self.board.clone(), move |board| board.delete(&name, &etag)).await?;
             Ok(DeleteRouteResponse {})
         };
         Ok(Response::new(self.repeats.once("DeleteRoute", &request.request_id, &request, delete).await?))

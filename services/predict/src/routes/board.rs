@@ -144,7 +144,7 @@ impl Board {
             Some(_) | None => {}
         }
         for reference in route.references() {
-            if self.catalog.slot(reference).is_none() {
+            if !self.catalog.slot(reference).is_some_and(|slot| slot.is_settled()) {
                 return Err(self.catalog.not_served(&reference.to_string()));
             }
         }

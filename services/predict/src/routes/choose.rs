@@ -69,7 +69,7 @@ mod tests {
             let by_chance = shares(&weights, |_| None);
             for ((weight, by_key), by_chance) in weights.iter().zip(by_key).zip(by_chance) {
                 // Five standard errors of 20 000 calls.
-                let most = 5.0 * (weight * (1.0 - weight) / 20_000.0).sqrt();
+                let most = 5.0 * (weight * (1.0 - weight) / 20_000.0).sqrt() + 1e-9;
                 assert!((by_key - weight).abs() <= most && (by_chance - weight).abs() <= most, "{weights:?}");
             }
         }

@@ -5,8 +5,12 @@
 mod decisions;
 mod generation;
 mod inference;
+mod lifecycle;
 mod process;
+mod queues;
+mod routes;
 mod serving;
+mod shadows;
 mod streams;
 mod tabular;
 mod texts;
