@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures::FutureExt;
 use tonic::{Request, Response, Status};
 use verdict_api::predict::{
     DeleteRouteRequest, DeleteRouteResponse, GetRouteReportRequest, GetRouteReportResponse, GetRouteRequest,
@@ -51,7 +50,7 @@ impl ServingService for Service {
             Ok(LoadModelResponse { model: Some(convert::standing(standing)) })
         };
         // Goes on when the caller no longer waits: what cannot be loaded must not stay, what can must be saved.
-        let load = self.follower.tasks.spawn(load).map(|ended| ended.context("loading a model panicked")?);
+        let load = async { self.follower.tasks.spawn(load).await.context("loading a model panicked")? };
         Ok(Response::new(self.repeats.once("LoadModel", &request.request_id, &request, load).await?))
     }
 
