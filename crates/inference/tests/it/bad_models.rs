@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use verdict_inference::LoadError;
 use verdict_inference::bert::{Embedder, EmbedderOptions, Reranker};
-use verdict_inference::trees::TreeEnsemble;
+use verdict_inference::trees::TabularModel;
 use verdict_testkit::models;
 
 use crate::support::golden;
@@ -115,7 +115,7 @@ static GERMAN: LazyLock<Vec<u8>> = LazyLock::new(|| golden("german_xgb100.json.g
 fn spoiled(spoil: impl FnOnce(&mut Value)) -> String {
     let mut model: Value = serde_json::from_slice(&GERMAN).unwrap();
     spoil(&mut model["learner"]);
-    TreeEnsemble::from_xgboost_json(model.to_string().as_bytes()).expect_err("parsing fails").to_string()
+    TabularModel::load(model.to_string().as_bytes()).expect_err("parsing fails").to_string()
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn a_model_whose_predictions_leave_rounds_out_is_refused() {
         let mut model: Value = serde_json::from_slice(&GERMAN).unwrap();
         model["learner"]["attributes"] = json!({"best_iteration": best, "best_score": "0.5"});
         model["learner"]["gradient_booster"]["model"]["gbtree_model_param"]["num_parallel_tree"] = json!(parallel);
-        TreeEnsemble::from_xgboost_json(model.to_string().as_bytes()).map(|_| ()).map_err(|refused| refused.to_string())
+        TabularModel::load(model.to_string().as_bytes()).map(|_| ()).map_err(|refused| refused.to_string())
     };
     let refused = stopped("41", "1").unwrap_err();
     assert!(refused.contains("the model has 100 rounds but stopped at 41; publish booster[:42]"), "{refused}");
@@ -213,7 +213,7 @@ proptest! {
         if let Some(cut) = cut {
             bytes.truncate(cut.index(bytes.len()));
         }
-        if let Ok(ensemble) = TreeEnsemble::from_xgboost_json(&bytes) {
+        if let Ok(ensemble) = TabularModel::load(&bytes) {
             let row = vec![1.0; ensemble.num_features()];
             ensemble.margins(&row, &mut Vec::new());
             ensemble.shap(&row);

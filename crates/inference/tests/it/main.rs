@@ -8,3 +8,4 @@ mod golden_text;
 mod golden_trees;
 mod packing;
 mod support;
+mod tabular_formats;
