@@ -29,6 +29,9 @@ mod xgboost;
 /// Rows that are prepared together.
 const PREPARED: usize = 1024;
 
+/// Numbers that explain one row.
+const MOST_SHARES: usize = 1 << 22;
+
 /// The file format of a tabular model, found by content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -93,6 +96,9 @@ pub enum NotExplainable {
         "the file holds no training weights of the trees' nodes, as ONNX files seldom do: publish the model in its library's own format"
     )]
     NoWeights,
+    /// A row would be explained by more numbers than can be held for many rows.
+    #[error("more than {MOST_SHARES} numbers would explain a row: outputs times features")]
+    TooLarge,
     /// A column that the trees or weights see is made of several inputs.
     #[error("a step before the model mixes columns")]
     MixedColumns,
@@ -240,6 +246,9 @@ impl TabularModel {
         };
         if !weights {
             return Err(NotExplainable::NoWeights);
+        }
+        if self.num_outputs().saturating_mul(self.width.max(self.steps.output_width()) + 1) > MOST_SHARES {
+            return Err(NotExplainable::TooLarge);
         }
         if self.steps.sources().contains(&None) { Err(NotExplainable::MixedColumns) } else { Ok(()) }
     }

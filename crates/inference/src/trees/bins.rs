@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::forest::{Compare, Forest, Sum};
 use super::sets::{Members, code};
@@ -241,7 +241,7 @@ impl Bins {
         if self.level == Level::Avx512Vbmi {
             return x86::place(splits, bytes, &self.tables, places, groups);
         }
-        arch.dispatch(|| place(splits, bytes, &self.tables, places, groups));
+        arch.dispatch(Place { splits, bytes, tables: &self.tables, places, groups });
     }
 }
 
@@ -260,25 +260,38 @@ fn add_walking<S: Sum>(forest: &Forest<S>, tree: &super::forest::Tree, rows: &[f
     }
 }
 
-#[inline(always)]
-fn place(splits: &[Split], bytes: &[Bytes], tables: &[Bytes], places: &mut Bytes, groups: usize) {
-    *places = [0; BLOCK];
-    for split in splits {
-        let Split { column, table, above, from, to } = *split;
-        let column = &bytes[column as usize];
-        for group in 0..groups {
-            let range = group * GROUP..(group + 1) * GROUP;
-            let (places, column) = (&mut places[range.clone()], &column[range]);
-            if table == NO_TABLE {
-                for (place, byte) in places.iter_mut().zip(column) {
-                    let moves = (*byte > above) & (*place == from);
-                    *place = if moves { to } else { *place };
-                }
-            } else {
-                let table = &tables[table as usize];
-                for (place, byte) in places.iter_mut().zip(column) {
-                    let moves = (table[usize::from(*byte)] != 0) & (*place == from);
-                    *place = if moves { to } else { *place };
+/// Finds the leaf of each row, in the widest vectors there are.
+struct Place<'a> {
+    splits: &'a [Split],
+    bytes: &'a [Bytes],
+    tables: &'a [Bytes],
+    places: &'a mut Bytes,
+    groups: usize,
+}
+
+impl WithSimd for Place<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { splits, bytes, tables, places, groups } = self;
+        *places = [0; BLOCK];
+        for split in splits {
+            let Split { column, table, above, from, to } = *split;
+            let (columns, _) = bytes[column as usize].as_chunks::<GROUP>();
+            let (places, _) = places.as_chunks_mut::<GROUP>();
+            for (places, column) in places.iter_mut().zip(columns).take(groups) {
+                if table == NO_TABLE {
+                    for (place, byte) in places.iter_mut().zip(column) {
+                        let moves = (*byte > above) & (*place == from);
+                        *place = if moves { to } else { *place };
+                    }
+                } else {
+                    let table = &tables[table as usize];
+                    for (place, byte) in places.iter_mut().zip(column) {
+                        let moves = (table[usize::from(*byte)] != 0) & (*place == from);
+                        *place = if moves { to } else { *place };
+                    }
                 }
             }
         }
@@ -380,7 +393,7 @@ impl Column {
                     *value = f32::from_bits(row[*feature as usize].to_bits() ^ sign);
                 }
                 let count = (rows.len() / width).next_multiple_of(GROUP);
-                arch.dispatch(|| bin(edges, &values[..count], bytes));
+                arch.dispatch(Bin { edges, values: &values[..count], bytes });
             }
             Self::Codes { feature, cut_negative } => {
                 for (byte, row) in bytes.iter_mut().zip(rows.chunks_exact(width)) {
@@ -407,22 +420,35 @@ impl Column {
 }
 
 /// Counts the edges that each value exceeds.
-#[inline(always)]
-fn bin(edges: &[f32], values: &[f32], bytes: &mut Bytes) {
-    const TOGETHER: usize = 16;
-    for (values, bytes) in values.chunks_exact(TOGETHER).zip(bytes.chunks_exact_mut(TOGETHER)) {
-        let mut base = [0_u32; TOGETHER];
-        let mut size = edges.len();
-        while size > 1 {
-            let half = size / 2;
-            for (base, value) in base.iter_mut().zip(values) {
-                let exceeds = edges[*base as usize + half - 1] < *value;
-                *base += if exceeds { half as u32 } else { 0 };
+struct Bin<'a> {
+    edges: &'a [f32],
+    values: &'a [f32],
+    bytes: &'a mut Bytes,
+}
+
+impl WithSimd for Bin<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        const TOGETHER: usize = 16;
+        let Self { edges, values, bytes } = self;
+        let (values, _) = values.as_chunks::<TOGETHER>();
+        let (bytes, _) = bytes.as_chunks_mut::<TOGETHER>();
+        for (values, bytes) in values.iter().zip(bytes) {
+            let mut base = [0_u32; TOGETHER];
+            let mut size = edges.len();
+            while size > 1 {
+                let half = size / 2;
+                for (base, value) in base.iter_mut().zip(values) {
+                    let exceeds = edges[*base as usize + half - 1] < *value;
+                    *base += std::hint::select_unpredictable(exceeds, half as u32, 0);
+                }
+                size -= half;
             }
-            size -= half;
-        }
-        for ((byte, base), value) in bytes.iter_mut().zip(base).zip(values) {
-            *byte = (base + u32::from(edges[base as usize] < *value)) as u8;
+            for ((byte, base), value) in bytes.iter_mut().zip(base).zip(values) {
+                *byte = (base + u32::from(edges[base as usize] < *value)) as u8;
+            }
         }
     }
 }

@@ -6,8 +6,11 @@ use super::bins::{BLOCK, Bins, Level, Values};
 use super::forest::Forest;
 use super::shap::Explainer;
 
-/// Below this many rows each row walks the trees by itself: a block costs as much as this many.
+/// Below this many rows each row walks the trees by itself: a group of rows costs as much as this many.
 const FEW_ROWS: usize = 8;
+
+/// With more outputs than this, the sums of a block of rows would not stay in a cache.
+const MOST_OUTPUTS: usize = 1024;
 
 #[derive(Debug)]
 pub(super) struct Ensemble<S> {
@@ -18,7 +21,7 @@ pub(super) struct Ensemble<S> {
 
 impl<S: Values> Ensemble<S> {
     pub(super) fn new(forest: Forest<S>) -> Self {
-        let bins = Bins::new(&forest, Level::detect());
+        let bins = if forest.base.len() > MOST_OUTPUTS { None } else { Bins::new(&forest, Level::detect()) };
         Self { forest, bins, explainer: OnceLock::new() }
     }
 

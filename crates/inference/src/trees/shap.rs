@@ -12,7 +12,7 @@
 //! pass down multiplies, one pass up sums, and a feature that comes up again is exchanged for the merged one by a
 //! factor. All terms are positive, nothing is divided that can be zero, and lanes are rows, or points of one row.
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::forest::{Compare, Forest, Sum, Tree};
 use super::quadrature::gauss_legendre;
@@ -115,8 +115,8 @@ impl Explainer {
             }
             values.fill([0.0; LANES]);
             let (scratch, values_of_all) = (&mut scratch, &mut values);
-            let mut job = Job { explainer: self, forest, columns: &columns, together, scratch, values: values_of_all };
-            arch.dispatch(|| job.run());
+            let job = Job { explainer: self, forest, columns: &columns, together, scratch, values: values_of_all };
+            arch.dispatch(job);
             for row in 0..together {
                 for (values, expected) in values.chunks_exact(width).zip(&self.expected) {
                     let of_row = |lanes: &Lanes| if together == 1 { lanes.iter().sum() } else { lanes[row] };
@@ -172,9 +172,11 @@ struct Job<'a, S> {
     values: &'a mut [Lanes],
 }
 
-impl<S: Sum> Job<'_, S> {
+impl<S: Sum> WithSimd for Job<'_, S> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(&mut self) {
+    fn with_simd<V: Simd>(mut self, _: V) {
         for (tree, features) in self.forest.trees.iter().zip(&self.explainer.features) {
             let edges = &self.explainer.edges[tree.root as usize..][..tree.nodes as usize];
             self.follow(tree, edges);
@@ -191,7 +193,9 @@ impl<S: Sum> Job<'_, S> {
             }
         }
     }
+}
 
+impl<S: Sum> Job<'_, S> {
     /// Finds which edges the rows' own values stay on.
     #[inline(always)]
     fn follow(&mut self, tree: &Tree, edges: &[Edge]) {

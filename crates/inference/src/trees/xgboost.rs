@@ -373,8 +373,9 @@ fn raw(tree: &JsonTree, output: usize, weight: f32, words: &mut usize) -> Result
             _ => malformed(format!("node {node} has child {child}, which is no other node below it")),
         };
         let (no, yes) = (child(left)?, child(right)?);
-        // Features of nodes that were pruned away are out of range; the forest looks at those in use.
-        let feature = u32::try_from(split_indices[node]).unwrap_or(u32::MAX);
+        let Ok(feature) = u32::try_from(split_indices[node]) else {
+            return malformed(format!("node {node} splits on feature {}", split_indices[node]));
+        };
         let test = match split_type.get(node) {
             // Right is `x >= t`.
             None | Some(0) => Test::Above(split_conditions[node].next_down()),
