@@ -83,7 +83,11 @@ impl Decider {
         tabular.schema.lay_out(named, &|| "features".to_owned(), &mut row, &mut problems);
         problems.into_result().map_err(Error::Invalid)?;
 
-        let explained = tabular.explain(row, moment.deadline).await?;
+        let (explained, _) = tabular.explain(row, moment.deadline).await?;
+        // A model with a policy has one output; what its columns have is known to be finite.
+        let margin = explained.margins[0];
+        let mut score = [margin];
+        tabular.model().transform(&mut score);
         let most = if max_reasons == 0 { USUAL_REASONS } else { max_reasons };
         let decision = Decision {
             id: moment.id,
@@ -95,9 +99,9 @@ impl Decider {
             digest: model.release.digest.clone(),
             features,
             features_hash,
-            score: explained.score,
-            margin: explained.margin,
-            outcome: policy.outcome(explained.score).to_owned(),
+            score: score[0],
+            margin,
+            outcome: policy.outcome(score[0]).to_owned(),
             reasons: policy.reasons(tabular.schema.inputs(), &explained.shap, most),
             policy: policy.name(),
             trace_id: moment.trace_id,

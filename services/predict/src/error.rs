@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::Status;
 use uuid::Uuid;
 use verdict_chassis::status::{self, Field};
+use verdict_inference::trees::NotExplainable;
 
 use crate::{batch, release::Task};
 
@@ -21,6 +22,8 @@ pub enum Error {
     Invalid(Vec<Field>),
     #[error("model `{0}` has no policy.json, so it scores but does not decide")]
     NoPolicy(String),
+    #[error("model `{model}` cannot be explained: {why}")]
+    NotExplainable { model: String, why: NotExplainable },
     #[error("the queue of model `{model}` is full")]
     QueueFull { model: String, retry_after: Duration },
     #[error("the deadline passed before the work was done")]
@@ -68,6 +71,7 @@ impl From<Error> for Status {
             }
             Error::Invalid(fields) => status::invalid("INVALID_REQUEST", fields),
             Error::NoPolicy(_) => status::failed_precondition("NO_POLICY", message),
+            Error::NotExplainable { .. } => status::failed_precondition("NOT_EXPLAINABLE", message),
             Error::QueueFull { retry_after, .. } => status::exhausted("QUEUE_FULL", message, retry_after),
             Error::Expired => status::deadline_exceeded("DEADLINE_EXCEEDED", message),
             Error::RequestIdReused(id) => status::already_exists("REQUEST_ID_REUSED", "decision", &id, message),

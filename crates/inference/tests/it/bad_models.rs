@@ -9,7 +9,6 @@ use verdict_inference::LoadError;
 use verdict_inference::bert::{Embedder, EmbedderOptions, Reranker};
 use verdict_testkit::models;
 
-
 /// A copy of MiniLM in which a test may spoil something; the weights are linked, not copied.
 fn minilm() -> TempDir {
     let dir = tempfile::tempdir().unwrap();

@@ -64,7 +64,7 @@ fn trees_that_are_no_trees_are_refused_by_number() {
         let problem = spoiled(|it| it["gradient_booster"]["model"]["trees"][3][column][index] = value);
         assert!(problem.contains(expected), "{problem}");
     }
-    let ragged = spoiled(|it| it["gradient_booster"]["model"]["trees"][3]["sum_hessian"] = json!([]));
+    let ragged = spoiled(|it| it["gradient_booster"]["model"]["trees"][3]["split_indices"] = json!([]));
     assert!(ragged.contains("tree 3: ") && ragged.contains("left_children"), "{ragged}");
 }
 
