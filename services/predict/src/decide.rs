@@ -84,10 +84,14 @@ impl Decider {
         problems.into_result().map_err(Error::Invalid)?;
 
         let (explained, _) = tabular.explain(row, moment.deadline).await?;
-        // A model with a policy has one output; what its columns have is known to be finite.
+        // A model with a policy has one output.
         let margin = explained.margins[0];
         let mut score = [margin];
         tabular.model().transform(&mut score);
+        if !score[0].is_finite() {
+            let problem = "give no finite score: a value is missing that the model needs, or too large";
+            return Err(Error::field("features", problem));
+        }
         let most = if max_reasons == 0 { USUAL_REASONS } else { max_reasons };
         let decision = Decision {
             id: moment.id,

@@ -15,8 +15,7 @@ const MOST_BYTES: u64 = 4 << 20;
 
 /// Returns the file of the model, relative to the version's folder.
 pub(super) fn find(dir: &Path, artifacts: &[Artifact]) -> anyhow::Result<PathBuf> {
-    let named = |name: &str| artifacts.iter().filter(move |artifact| file_name(&artifact.path) == name);
-    let mut logged = named("MLmodel");
+    let mut logged = artifacts.iter().filter(|artifact| artifact.path.rsplit('/').next() == Some("MLmodel"));
     if let Some(mlmodel) = logged.next() {
         ensure!(logged.next().is_none(), "the version has several MLmodel files; one model is expected");
         return logged_model(dir, mlmodel, artifacts).with_context(|| mlmodel.path.clone());
@@ -63,10 +62,6 @@ fn flavors(yaml: &str) -> Vec<(&str, Option<&str>)> {
         }
     }
     flavors
-}
-
-fn file_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 #[cfg(test)]
