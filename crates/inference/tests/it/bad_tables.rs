@@ -163,7 +163,8 @@ fn mutated(bytes: &[u8], edits: &[(prop::sample::Index, u8)], cut: Option<prop::
     bytes
 }
 
-static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| Cases::load().cases.keys().map(|name| file(name)).collect());
+static FILES: LazyLock<Vec<Vec<u8>>> =
+    LazyLock::new(|| Cases::all().iter().flat_map(|cases| cases.cases.keys()).map(|name| file(name)).collect());
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
