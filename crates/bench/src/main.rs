@@ -35,6 +35,9 @@ struct Cli {
     /// Carried data with the credit-risk model.
     #[arg(long, default_value = "crates/demo/data")]
     demo_data: PathBuf,
+    /// Golden files of the engine with the tree ensembles.
+    #[arg(long, default_value = "crates/inference/tests/golden")]
+    golden: PathBuf,
     /// The program of predict's peers.
     #[arg(long, default_value = "scripts/bench_peers.py")]
     peers: PathBuf,

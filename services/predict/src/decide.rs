@@ -6,7 +6,6 @@ use futures::{FutureExt, TryFutureExt, future::BoxFuture};
 use time::OffsetDateTime;
 use tracing::error;
 use uuid::Uuid;
-use verdict_inference::trees::TreeEnsemble;
 
 use crate::{
     admission::Call,
@@ -131,7 +130,15 @@ impl Decider {
         let tabular = model.tabular()?;
         let policy = tabular.policy.as_ref().ok_or_else(|| Error::NoPolicy(reference.to_string()))?;
         let row = lay_out(tabular, &features)?;
-        let explained = tabular.explain(row, moment.call.admission).await?;
+        let (explained, _) = tabular.explain(row, moment.call.admission).await?;
+        // A model with a policy has one output.
+        let margin = explained.margins[0];
+        let mut score = [margin];
+        tabular.model().transform(&mut score);
+        if !score[0].is_finite() {
+            let problem = "give no finite score: a value is missing that the model needs, or too large";
+            return Err(Error::field("features", problem));
+        }
         let most = if max_reasons == 0 { USUAL_REASONS } else { max_reasons };
         Ok(Decision {
             id: moment.id,
@@ -143,9 +150,9 @@ impl Decider {
             digest: model.release.digest.clone(),
             features,
             features_hash,
-            score: explained.score,
-            margin: explained.margin,
-            outcome: policy.outcome(explained.score).to_owned(),
+            score: score[0],
+            margin,
+            outcome: policy.outcome(score[0]).to_owned(),
             reasons: policy.reasons(tabular.schema.inputs(), &explained.shap, most),
             policy: policy.name(),
             trace_id: moment.trace_id,
@@ -196,8 +203,9 @@ fn rescore(
     let score = async move {
         let found = catalog.find(&reference)?;
         let tabular = found.model.tabular()?;
-        let (margins, _) = tabular.margins(lay_out(tabular, &features)?, call.admission).await?;
-        Ok(Scores::Numbers(margins.iter().map(|margin| (0, TreeEnsemble::probability(*margin))).collect()))
+        let (mut scores, _) = tabular.margins(lay_out(tabular, &features)?, call.admission).await?;
+        tabular.model().transform(&mut scores);
+        Ok(Scores::Numbers(scores.into_iter().map(|score| (0, score)).collect()))
     };
     score.map_err(|error: Error| error.to_string()).boxed()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use uuid::Uuid;
 use verdict_chassis::status::{self, Field};
+use verdict_inference::trees::NotExplainable;
 
 use crate::{batch, release::Task, text::ItemFailure};
 
@@ -27,6 +28,8 @@ pub enum Error {
     Item { field: String, failure: ItemFailure },
     #[error("model `{0}` has no policy.json, so it scores but does not decide")]
     NoPolicy(String),
+    #[error("model `{model}` cannot be explained: {why}")]
+    NotExplainable { model: String, why: NotExplainable },
     #[error("the queue of model `{model}` is full")]
     QueueFull { model: String, retry_after: Duration },
     #[error("the queue of the model is full, and this call made room for a more urgent one or a tenant with less")]
@@ -84,7 +87,9 @@ impl Error {
             }
             Self::WrongTask { .. } | Self::Invalid(_) | Self::Refused { .. } => Code::InvalidArgument,
             Self::Item { failure, .. } => failure.code,
-            Self::NoPolicy(_) | Self::NotLoaded { .. } | Self::InRoute { .. } => Code::FailedPrecondition,
+            Self::NoPolicy(_) | Self::NotExplainable { .. } | Self::NotLoaded { .. } | Self::InRoute { .. } => {
+                Code::FailedPrecondition
+            }
             Self::QueueFull { .. } | Self::PushedOut(_) | Self::LogBusy => Code::ResourceExhausted,
             Self::TooLate { .. } | Self::Expired => Code::DeadlineExceeded,
             Self::RequestIdReused(_) | Self::CallReused(_) => Code::AlreadyExists,
@@ -129,6 +134,7 @@ impl From<Error> for Status {
             }
             Error::Item { failure, .. } => status::internal(&anyhow::anyhow!("{}: {message}", failure.reason)),
             Error::NoPolicy(_) => status::failed_precondition("NO_POLICY", message),
+            Error::NotExplainable { .. } => status::failed_precondition("NOT_EXPLAINABLE", message),
             Error::QueueFull { retry_after, .. } => status::exhausted("QUEUE_FULL", message, retry_after),
             Error::PushedOut(retry_after) => status::exhausted("QUEUE_FULL", message, retry_after),
             Error::TooLate { .. } => status::deadline_exceeded("DEADLINE_TOO_SHORT", message),

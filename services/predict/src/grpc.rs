@@ -129,8 +129,8 @@ impl predict_service_server::PredictService for Predict {
         Err(Status::unimplemented("Classify"))
     }
 
-    async fn explain(&self, _request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
-        Err(Status::unimplemented("Explain"))
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        routed!(self, call, request, tabular::explain)
     }
 
     async fn stream_embed(

@@ -12,7 +12,6 @@ use verdict_inference::{
     bert::{Embedder, EmbedderOptions, Pooling, Reranker},
     generation::Generator,
     text::Token,
-    trees::TreeEnsemble,
 };
 
 use crate::{
@@ -23,9 +22,7 @@ use crate::{
     error::{Error, Result},
     generate::Generation,
     metrics::ModelMeters,
-    policy::Policy,
     release::{Release, Task},
-    schema::Schema,
     tabular::Tabular,
     text::{Embedding, Reranking, Tokenizer},
 };
@@ -114,18 +111,11 @@ pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::R
             let engine = Generator::load(&gguf(release, dir)?)?;
             Box::new(Generation::start(name, engine, sizing.generation, meters())?)
         }
-        Task::TextSparseEmbedding | Task::TextClassification | Task::TabularRegression => {
+        Task::TextSparseEmbedding | Task::TextClassification => {
             bail!("a model that {} cannot be loaded", release.task.does())
         }
-        Task::TabularClassification => {
-            let path = dir.join("model.json");
-            let bytes = std::fs::read(&path).context("a tabular version needs model.json")?;
-            let ensemble = TreeEnsemble::from_xgboost_json(&bytes)?;
-            let schema = Schema::new(release.inputs.clone(), ensemble.num_features(), ensemble.feature_names())
-                .map_err(anyhow::Error::msg)?;
-            let policy = policy(dir, &schema)?;
-            let meters = [meters(), meters()];
-            Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters, scope("rows"))?)
+        Task::TabularClassification | Task::TabularRegression => {
+            Box::new(Tabular::load(release, dir, sizing.batch, [meters(), meters()], scope("rows"))?)
         }
     };
     Served::warm(engine, statistics)
@@ -162,15 +152,4 @@ fn gguf(release: &Release, dir: &Path) -> anyhow::Result<PathBuf> {
     let Some(artifact) = found.next() else { bail!("a generating version needs a .gguf file, and there is none") };
     ensure!(found.next().is_none(), "a generating version needs one .gguf file, and there are several");
     Ok(dir.join(&artifact.path))
-}
-
-fn policy(dir: &Path, schema: &Schema) -> anyhow::Result<Option<Policy>> {
-    let path = dir.join("policy.json");
-    match std::fs::read(&path) {
-        Ok(json) => {
-            Policy::parse(&json, schema.inputs()).map(Some).map_err(|problem| anyhow::anyhow!("policy.json: {problem}"))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context("policy.json cannot be read"),
-    }
 }

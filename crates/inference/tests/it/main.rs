@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 mod bad_models;
+mod bad_tables;
 mod generation;
 mod golden_text;
 mod golden_trees;
 mod packing;
 mod support;
+mod tabular_formats;

@@ -1,7 +1,7 @@
 //! Tabular models as tensors.
 
 use async_trait::async_trait;
-use verdict_inference::trees::TreeEnsemble;
+use verdict_inference::trees::Kind;
 
 use super::{
     Answered, Engine, Inputs, Signature, Wanted,
@@ -9,27 +9,47 @@ use super::{
 };
 use crate::{admission::Admission, error::Result, release::Task, tabular::Tabular};
 
+impl Tabular {
+    fn classifies(&self) -> bool {
+        matches!(self.model().kind(), Kind::BinaryClassification | Kind::MulticlassClassification)
+    }
+
+    /// The name of what becomes of margins.
+    fn answer(&self) -> &'static str {
+        if self.classifies() { "probability" } else { "value" }
+    }
+
+    /// The shape of an answer: one number a row, or one for each output.
+    fn answer_shape(&self) -> Vec<i64> {
+        match self.model().num_outputs() {
+            1 => vec![-1],
+            outputs => vec![-1, i64::try_from(outputs).unwrap_or(-1)],
+        }
+    }
+}
+
 #[async_trait]
 impl Engine for Tabular {
     fn task(&self) -> Task {
-        Task::TabularClassification
+        if self.classifies() { Task::TabularClassification } else { Task::TabularRegression }
     }
 
     fn platform(&self) -> &'static str {
-        "xgboost_json"
+        "verdict_tabular"
     }
 
     fn signature(&self) -> Signature {
         let columns = i64::try_from(self.schema.inputs().len()).unwrap_or(-1);
+        let output = |name| Spec::new(name, Datatype::Fp32, self.answer_shape());
         Signature {
             inputs: vec![Spec::new("input", Datatype::Fp32, [-1, columns])],
-            outputs: vec![Spec::new("probability", Datatype::Fp32, [-1]), Spec::new("margin", Datatype::Fp32, [-1])],
+            outputs: vec![output(self.answer()), output("margin")],
         }
     }
 
     fn sample(&self) -> Vec<Tensor> {
         let columns = self.schema.inputs().len();
-        vec![Tensor::new("input", [1, columns], Data::Fp32(vec![f32::NAN; columns]))]
+        vec![Tensor::new("input", [1, columns], Data::Fp32(vec![0.0; columns]))]
     }
 
     /// Rows as in `Predict`'s matrix: columns in the order of the signature, NaN a missing value.
@@ -44,9 +64,20 @@ impl Engine for Tabular {
             let problem = format!("is {}: a finite number, or NaN for a missing value", cells[index]);
             return Err(input.refused("WRONG_VALUE", &format!("contents[{index}]"), problem));
         }
+        let (at, columns) = (Tensor { data: Data::Fp32(Vec::new()), ..input.clone() }, self.schema.inputs().len());
         let (margins, timing) = self.margins(input.into_floats()?, admission).await?;
-        let probabilities = margins.iter().map(|margin| TreeEnsemble::probability(*margin)).collect();
-        let outputs = vec![Tensor::floats("probability", probabilities), Tensor::floats("margin", margins)];
-        Ok(Answered { outputs, timing })
+        let mut answers = margins.clone();
+        self.model().transform(&mut answers);
+        let outputs = self.model().num_outputs();
+        if let Some(index) = answers.iter().zip(&margins).position(|(one, other)| !(one + other).is_finite()) {
+            let row = index / outputs;
+            let problem =
+                format!("begins row {row}, whose answer is no finite number: a value is missing, or too large");
+            return Err(at.refused("WRONG_VALUE", &format!("contents[{}]", row * columns), problem));
+        }
+        let rows = margins.len() / outputs;
+        let shape = if outputs == 1 { vec![rows] } else { vec![rows, outputs] };
+        let tensor = |name: &str, numbers| Tensor { shape: shape.clone(), ..Tensor::floats(name, numbers) };
+        Ok(Answered { outputs: vec![tensor(self.answer(), answers), tensor("margin", margins)], timing })
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    io::Read,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -93,6 +94,28 @@ impl Registry {
             tags: BTreeMap::new(),
             dir,
             alias: alias.map(str::to_owned),
+            request_id: None,
+        };
+        publish(self.channel(), publication, |_, _, _| {}).await.unwrap()
+    }
+
+    /// Publishes files without a signature, as `champion`.
+    pub(crate) async fn publish_files(&self, model: &str, task: Task, files: &[(&str, Vec<u8>)]) -> Version {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let file = dir.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, bytes).unwrap();
+        }
+        let publication = Publication {
+            model: model.to_owned(),
+            description: String::new(),
+            task,
+            signature: None,
+            parameters: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            dir: dir.path().to_owned(),
+            alias: Some("champion".to_owned()),
             request_id: None,
         };
         publish(self.channel(), publication, |_, _, _| {}).await.unwrap()
@@ -257,6 +280,14 @@ fn signature() -> Signature {
 pub(crate) fn golden(name: &str) -> serde_json::Value {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden");
     serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap()
+}
+
+/// Reads a compressed file of the inference crate.
+pub(crate) fn unpacked(name: &str) -> Vec<u8> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden").join(name);
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(fs::File::open(file).unwrap()).read_to_end(&mut bytes).unwrap();
+    bytes
 }
 
 /// Reads numbers of a reference file.
