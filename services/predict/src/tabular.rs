@@ -32,6 +32,8 @@ pub struct Tabular {
     pub schema: Schema,
     pub policy: Option<Policy>,
     batcher: Batcher<Job, Vec<f32>>,
+    /// Rows that take as long as explaining one.
+    explain_cost: usize,
     meters: ModelMeters,
 }
 
@@ -66,6 +68,7 @@ impl Tabular {
         let missing = vec![f32::NAN; ensemble.num_features()];
         let answer = run(&ensemble, &Job::Explain(missing));
         anyhow::ensure!(answer.iter().all(|value| value.is_finite()), "warm-up: the model's score is not finite");
+        let explain_cost = explain_cost(&ensemble);
         let worker = ensemble.clone();
         let limits = Limits { budget: Budget { items: limits.budget.items, cost: CHUNK_ROWS }, ..limits };
         let [queued, inline] = meters;
@@ -73,7 +76,7 @@ impl Tabular {
         let batcher = Batcher::start_cached(limits, queued, answers, move |jobs: &[&Job]| {
             jobs.iter().map(|job| run(&worker, job)).collect::<Vec<_>>()
         })?;
-        Ok(Self { name, ensemble, schema, policy, batcher, meters: inline })
+        Ok(Self { name, ensemble, schema, policy, batcher, explain_cost, meters: inline })
     }
 
     /// Returns one margin per row of `cells`, which [`Schema`] has checked.
@@ -107,7 +110,7 @@ impl Tabular {
 
     /// Scores one row and says how far each feature moved the score from the average case.
     pub async fn explain(&self, row: Vec<f32>, admission: Admission) -> Result<Explained> {
-        let tickets = self.submit(vec![(Job::Explain(row), 1)], admission)?;
+        let tickets = self.submit(vec![(Job::Explain(row), self.explain_cost)], admission)?;
         let (mut answers, _) = gather(Instant::now(), tickets).await?;
         let mut shap = answers.pop().flatten().ok_or_else(panicked)?;
         let margin = shap.pop().ok_or_else(panicked)?;
@@ -119,6 +122,25 @@ impl Tabular {
     fn submit(&self, jobs: Vec<(Job, usize)>, admission: Admission) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
         self.batcher.submit(jobs, admission).map_err(|refused| Error::refused(&self.name, refused))
     }
+}
+
+/// Measures how many rows take as long as explaining one, so that the cost of both means the same.
+fn explain_cost(ensemble: &TreeEnsemble) -> usize {
+    const ROWS: usize = 64;
+    let width = ensemble.num_features();
+    let job = Job::Margins { cells: Arc::new(vec![f32::NAN; ROWS * width]), range: 0..ROWS * width };
+    let fastest = |job: &Job| {
+        let time = |_| {
+            let begun = Instant::now();
+            std::hint::black_box(run(ensemble, job));
+            begun.elapsed()
+        };
+        (0..3).map(time).min().unwrap_or_default().as_secs_f64()
+    };
+    let rows = fastest(&Job::Explain(vec![f32::NAN; width])) / fastest(&job).max(1e-9) * ROWS as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a chunk")]
+    let cost = rows.clamp(1.0, CHUNK_ROWS as f64) as usize;
+    cost
 }
 
 /// Writes down what the answer to a job depends on.
