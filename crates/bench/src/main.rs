@@ -50,6 +50,9 @@ enum Part {
     All,
     Models,
     Registry,
+    /// Serves the peer of the row `overhead`; started by the bench itself.
+    #[value(hide = true)]
+    Echo,
 }
 
 impl Cli {
@@ -73,13 +76,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<()> {
-    if cli.part != Part::Registry {
-        models::run(cli).await?;
+    match cli.part {
+        Part::Models => models::run(cli).await,
+        Part::Registry => registry::run(cli).await,
+        Part::All => {
+            models::run(cli).await?;
+            registry::run(cli).await
+        }
+        Part::Echo => models::echo::serve().await,
     }
-    if cli.part != Part::Models {
-        registry::run(cli).await?;
-    }
-    Ok(())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

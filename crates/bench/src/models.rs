@@ -1,9 +1,11 @@
 //! Embeddings and decisions: predict through gRPC beside the libraries in process; trees: both in process.
 //!
 //! Each row alternates: a round of ours through gRPC ([`ours`]), a round of the peer in process ([`peer`]), and so on; the
-//! figures are medians over the rounds.
+//! figures are medians over the rounds. [`overhead`] is what a call costs besides the model.
 
+pub(crate) mod echo;
 mod ours;
+mod overhead;
 mod peer;
 mod trees;
 
@@ -65,5 +67,6 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
             println!("{:<26} {threads:>7} {ours:>12.1} {theirs:>12.1} {:>7.2}  {name}", work.name(), ours / theirs);
         }
     }
-    trees::run(cli)
+    trees::run(cli)?;
+    overhead::run(cli).await
 }

@@ -3,9 +3,12 @@
 use std::{ops::Range, path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context, bail, ensure};
+use sha2::Sha256;
 use verdict_inference::trees::{Kind, TabularModel};
 
 use crate::{
+    admission::Admission,
+    answers::{Scope, put, put_numbers},
     batch::{Batcher, Limits},
     cut::Budget,
     error::{Error, Result},
@@ -13,6 +16,7 @@ use crate::{
     policy::Policy,
     release::{Release, Task},
     schema::Schema,
+    text::before,
     timing::{Timing, gather},
 };
 
@@ -63,7 +67,13 @@ enum Work {
 
 impl Tabular {
     /// Loads a version from its folder, warms it up and starts its workers. The error names the file and the problem.
-    pub fn load(release: &Release, dir: &Path, limits: Limits, meters: [ModelMeters; 2]) -> anyhow::Result<Self> {
+    pub fn load(
+        release: &Release,
+        dir: &Path,
+        limits: Limits,
+        meters: [ModelMeters; 2],
+        scope: Option<Scope>,
+    ) -> anyhow::Result<Self> {
         let file = files::find(dir, &release.artifacts)?;
         let model = std::fs::read(dir.join(&file)).map_err(anyhow::Error::from);
         let model =
@@ -84,7 +94,7 @@ impl Tabular {
             ensure!(binary, "policy.json: decisions need a classifier of two classes with one output");
             model.explainable().context("policy.json: decisions need reasons")?;
         }
-        Self::start(release.model.clone(), model, schema, policy, limits, meters)
+        Self::start(release.model.clone(), model, schema, policy, limits, meters, scope)
     }
 
     fn start(
@@ -94,6 +104,7 @@ impl Tabular {
         policy: Option<Policy>,
         limits: Limits,
         meters: [ModelMeters; 2],
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let model = Arc::new(model);
         let missing = Arc::new(vec![f32::NAN; model.num_features()]);
@@ -105,7 +116,8 @@ impl Tabular {
         let worker = model.clone();
         let limits = Limits { budget: Budget { items: limits.budget.items, cost: CHUNK_ROWS }, ..limits };
         let [queued, inline] = meters;
-        let batcher = Batcher::start(limits, queued, move |jobs: &[&Job]| {
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, queued, answers, move |jobs: &[&Job]| {
             jobs.iter().map(|job| run(&worker, job)).collect::<Vec<_>>()
         })?;
         Ok(Self { name, model, schema, policy, batcher, meters: inline })
@@ -117,14 +129,15 @@ impl Tabular {
     }
 
     /// Returns the margins of each row of `cells`, which [`Schema`] has checked.
-    pub async fn margins(&self, cells: Vec<f32>, deadline: Option<Instant>) -> Result<(Vec<f32>, Timing)> {
+    pub async fn margins(&self, cells: Vec<f32>, admission: Admission) -> Result<(Vec<f32>, Timing)> {
         let rows = cells.len() / self.schema.inputs().len();
         if rows > INLINE_ROWS {
-            return self.share(Work::Score, cells, CHUNK_ROWS, deadline).await.map(|(parts, timing)| {
+            return self.share(Work::Score, cells, CHUNK_ROWS, admission).await.map(|(parts, timing)| {
                 let margins = parts.concat();
                 (margins, timing)
             });
         }
+        before(admission.deadline, || ())?;
         let accepted = Instant::now();
         let mut margins = Vec::with_capacity(rows * self.model.num_outputs());
         self.model.margins(&cells, &mut margins);
@@ -134,10 +147,10 @@ impl Tabular {
     }
 
     /// Returns the margins of each row, and how far each column moved them from the base value.
-    pub async fn explain(&self, cells: Vec<f32>, deadline: Option<Instant>) -> Result<(Explained, Timing)> {
+    pub async fn explain(&self, cells: Vec<f32>, admission: Admission) -> Result<(Explained, Timing)> {
         self.model.explainable().map_err(|why| Error::NotExplainable { model: self.name.clone(), why })?;
         let (outputs, shares) = (self.model.num_outputs(), self.schema.inputs().len() + 1);
-        let (parts, timing) = self.share(Work::Explain, cells, EXPLAINED_ROWS, deadline).await?;
+        let (parts, timing) = self.share(Work::Explain, cells, EXPLAINED_ROWS, admission).await?;
         let mut explained = Explained { margins: Vec::new(), shap: Vec::new() };
         for part in parts {
             // So many numbers a row: its margins and their shares.
@@ -155,7 +168,7 @@ impl Tabular {
         work: Work,
         cells: Vec<f32>,
         chunk: usize,
-        deadline: Option<Instant>,
+        admission: Admission,
     ) -> Result<(Vec<Vec<f32>>, Timing)> {
         let (accepted, width) = (Instant::now(), self.schema.inputs().len());
         let rows = cells.len() / width;
@@ -165,13 +178,26 @@ impl Tabular {
             let end = rows.min(start + chunk);
             (Job { work, cells: cells.clone(), range: start * width..end * width }, end - start)
         });
-        let full =
-            |full: crate::batch::Full| Error::QueueFull { model: self.name.clone(), retry_after: full.retry_after };
-        let tickets = self.batcher.submit(jobs.collect(), deadline).map_err(full)?;
+        let refused = |refused| Error::refused(&self.name, refused);
+        let tickets = self.batcher.submit(jobs.collect(), admission).map_err(refused)?;
         let (parts, timing) = gather(accepted, tickets).await?;
         let parts = parts.into_iter().map(|part| part.ok_or_else(panicked)).collect::<Result<_>>()?;
-        Ok((parts, Timing { batch: chunk.min(rows) * timing.batch, ..timing }))
+        let cached = rows.min(chunk * timing.cached);
+        Ok((parts, Timing { batch: chunk.min(rows) * timing.batch, cached, ..timing }))
     }
+}
+
+/// Writes down what the answer to a job depends on.
+fn written(job: &Job, hash: &mut Sha256) {
+    let Job { work, cells, range } = job;
+    put(
+        hash,
+        match work {
+            Work::Score => b"score",
+            Work::Explain => b"explain",
+        },
+    );
+    put_numbers(hash, cells[range.clone()].iter().map(|cell| cell.to_le_bytes()));
 }
 
 fn run(model: &TabularModel, job: &Job) -> Vec<f32> {

@@ -2,21 +2,20 @@
 
 use tonic::{Request, Response, Status};
 use verdict_api::predict::{ExplainRequest, ExplainResponse, PredictRequest, PredictResponse};
-use verdict_chassis::context;
 
-use crate::{catalog::Catalog, convert, text};
+use crate::{admission::Admission, catalog::Catalog, convert, text};
 
 pub(super) async fn predict(
     catalog: &Catalog,
     request: Request<PredictRequest>,
 ) -> Result<Response<PredictResponse>, Status> {
-    let deadline = context::of(&request).deadline;
+    let admission = Admission::of(&request)?;
     let PredictRequest { model, input } = request.into_inner();
     let found = catalog.find(&model)?;
     let tabular = found.model.tabular()?;
     let (bytes, loaded) = (convert::tabular::cell_bytes(input.as_ref()), found.model.clone());
     let cells = text::off_thread(bytes, move || convert::tabular::cells(input, &loaded.tabular()?.schema)).await??;
-    let (margins, timing) = tabular.margins(cells, deadline).await?;
+    let (margins, timing) = tabular.margins(cells, admission).await?;
     let answer = convert::tabular::scored(tabular.model(), margins);
     Ok(Response::new(PredictResponse { served_by: Some(convert::served_by(&found, timing)), ..answer }))
 }
@@ -25,7 +24,7 @@ pub(super) async fn explain(
     catalog: &Catalog,
     request: Request<ExplainRequest>,
 ) -> Result<Response<ExplainResponse>, Status> {
-    let deadline = context::of(&request).deadline;
+    let admission = Admission::of(&request)?;
     let ExplainRequest { model, input, top_k } = request.into_inner();
     let input = input.map(convert::tabular::explained_input);
     let found = catalog.find(&model)?;
@@ -35,7 +34,7 @@ pub(super) async fn explain(
     let columns = tabular.schema.inputs().len();
     let most = if top_k == 0 { columns } else { columns.min(top_k as usize) };
     convert::tabular::check_shares(cells.len() / columns, tabular.model().num_outputs(), columns, most)?;
-    let (explained, timing) = tabular.explain(cells, deadline).await?;
+    let (explained, timing) = tabular.explain(cells, admission).await?;
     let (bytes, loaded) = (explained.shap.len() * size_of::<f32>(), found.model.clone());
     let answer = move || {
         let tabular = loaded.tabular()?;

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
+use serde::Deserialize;
 use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
+use super::whole_runs::{find, select, whole};
+use super::{Connection, Db, ROWS_AT_ONCE, Tables, insert_metrics};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
-use crate::store::rows::{from_json, from_word, list, pairs, to_json, to_word};
+use crate::store::rows::{from_word, kept, to_json, to_word};
 use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
     Search, Uses,
@@ -20,28 +22,9 @@ use crate::tracking::{
 const MODELS: &str = "mlflow.log-model.history";
 /// Longest such list, in bytes.
 const MAX_MODELS: usize = 1 << 20;
-/// Statements that insert up to as many rows are kept ready.
-const COMMON_ROWS: usize = 16;
 
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
-
-/// Runs with what they logged but for metrics, whose values SQLite's JSON would round; to be followed by a table of runs
-/// that is called `r`.
-const WHOLE: &str = concat!(
-    "SELECT r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted, ",
-    rows_of!("p.key, p.value", "params p WHERE p.run = r.id"),
-    " AS params, ",
-    rows_of!("p.key, p.value", "run_tags p WHERE p.run = r.id"),
-    " AS tags, ",
-    rows_of!(
-        "p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
-        "run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
-    ),
-    " AS datasets, ",
-    rows_of!("p.direction, p.model, p.step", "run_models p WHERE p.run = r.id"),
-    " AS models FROM "
-);
 
 const PLACE: Place = Place {
     column: |attribute| match attribute {
@@ -61,8 +44,8 @@ const PLACE: Place = Place {
     per_millisecond: 1,
 };
 
-#[derive(sqlx::FromRow)]
-struct Row {
+#[derive(sqlx::FromRow, Deserialize)]
+pub(super) struct Row {
     id: String,
     experiment: i64,
     name: String,
@@ -75,56 +58,20 @@ struct Row {
 }
 
 #[derive(sqlx::FromRow)]
-struct MetricRow {
-    key: String,
-    timestamp: i64,
-    step: i64,
-    value: f64,
-    nan: i64,
+pub(super) struct MetricRow {
+    pub(super) key: String,
+    pub(super) timestamp: i64,
+    pub(super) step: i64,
+    pub(super) value: f64,
+    pub(super) nan: i64,
 }
 
 impl MetricRow {
-    fn into_metric(self) -> Metric {
+    pub(super) fn into_metric(self) -> Metric {
         let Self { key, timestamp, step, value, nan } = self;
         let value = if nan != 0 { f64::NAN } else { value };
         Metric { key, value, timestamp: Millis(timestamp), step, model: None, dataset: None }
     }
-}
-
-/// A run, and JSON of what it logged.
-#[derive(sqlx::FromRow)]
-struct WholeRow {
-    #[sqlx(flatten)]
-    run: Row,
-    params: String,
-    tags: String,
-    datasets: String,
-    models: String,
-}
-
-impl WholeRow {
-    fn into_run(self) -> Result<Run> {
-        let Self { run, params, tags, datasets, models } = self;
-        let mut run = run.into_run()?;
-        (run.params, run.tags) = (pairs(&params)?, pairs(&tags)?);
-        type Dataset = (String, String, String, String, Option<String>, Option<String>, String);
-        for (name, digest, source_type, source, schema, profile, tags) in list::<Dataset>(&datasets)? {
-            let tags = from_json(&tags)?;
-            run.datasets.push(DatasetInput { name, digest, source_type, source, schema, profile, tags });
-        }
-        for (direction, model, step) in list::<(String, String, i64)>(&models)? {
-            match direction.as_str() {
-                "input" => run.model_inputs.push(model),
-                _ => run.model_outputs.push(ModelOutput { model, step }),
-            }
-        }
-        Ok(run)
-    }
-}
-
-/// A metric's value as both databases keep it: finite, and a mark for NaN.
-pub(super) fn kept(value: f64) -> (f64, i64) {
-    if value.is_nan() { (0.0, 1) } else { (value.clamp(f64::MIN, f64::MAX), 0) }
 }
 
 #[async_trait]
@@ -165,7 +112,7 @@ impl Runs for Tables {
             return Ok(Page { items: Vec::new(), next: None });
         }
         let mut tx = self.read().await?;
-        let mut query = QueryBuilder::<Db>::new(WHOLE);
+        let mut query = select();
         let mut ids = query.push("(SELECT * FROM runs WHERE experiment IN (").separated(", ");
         for id in experiments {
             ids.push_bind(*id);
@@ -176,9 +123,7 @@ impl Runs for Tables {
         push_orders(&mut query, &PLACE, orders, "start_time DESC, id");
         push_page(&mut query, *offset, *limit);
         query.push(") AS r");
-        let rows: Vec<WholeRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-        let Page { items, next } = Page::cut(rows, *offset, *limit);
-        Ok(Page { items: with_metrics(&mut tx, items).await?, next })
+        Ok(Page::cut(whole(&mut tx, query).await?, *offset, *limit))
     }
 
     async fn change_run(&self, id: &str, change: &RunChange) -> Result<Run> {
@@ -279,35 +224,6 @@ async fn lock(tx: &mut Connection, id: &str) -> Result<Run> {
     row.ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))?.into_run()
 }
 
-async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
-    let mut query = QueryBuilder::<Db>::new(WHOLE);
-    query.push("runs AS r WHERE r.id = ").push_bind(id.to_owned());
-    let rows = query.build_query_as().fetch_all(&mut *tx).await?;
-    with_metrics(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
-}
-
-/// Adds the latest values of metrics, in one query for a thousand runs.
-async fn with_metrics(tx: &mut Connection, rows: Vec<WholeRow>) -> Result<Vec<Run>> {
-    let mut runs = rows.into_iter().map(WholeRow::into_run).collect::<Result<Vec<_>>>()?;
-    for some in runs.chunks_mut(IDS_AT_ONCE) {
-        let mut query =
-            QueryBuilder::<Db>::new("SELECT run, key, timestamp, step, value, nan FROM latest_metrics WHERE run IN (");
-        let mut ids = query.separated(", ");
-        for run in &*some {
-            ids.push_bind(run.id.clone());
-        }
-        query.push(") ORDER BY run, key");
-        let mut by_id: HashMap<String, &mut Run> = some.iter_mut().map(|run| (run.id.clone(), run)).collect();
-        let found: Vec<(String, String, i64, i64, f64, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        for (run, key, timestamp, step, value, nan) in found {
-            if let Some(run) = by_id.get_mut(&run) {
-                run.metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
-            }
-        }
-    }
-    Ok(runs)
-}
-
 fn must_be(id: &str, state: &str) -> String {
     format!("The run {id} must be in the '{state}' state.")
 }
@@ -400,20 +316,6 @@ pub(super) async fn add_metrics(tx: &mut Connection, metrics: &[(&str, &Metric)]
     Ok(())
 }
 
-async fn insert_metrics(tx: &mut Connection, table: &str, rows: &[(&str, &Metric)], conflict: &str) -> Result<()> {
-    let mut insert = QueryBuilder::<Db>::new(format!("INSERT INTO {table} (run, key, timestamp, step, value, nan) "));
-    insert.push_values(rows, |mut row, (run, metric)| {
-        let (value, nan) = kept(metric.value);
-        row.push_bind((*run).to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
-        row.push_bind(metric.step).push_bind(value).push_bind(nan);
-    });
-    insert.push(conflict);
-    // Statements of every length there may be would push each other, and all others, out of the cache.
-    let is_common = rows.len() <= COMMON_ROWS || rows.len() == ROWS_AT_ONCE;
-    insert.build().persistent(is_common).execute(&mut *tx).await?;
-    Ok(())
-}
-
 /// The later of two values of a metric has the higher rank.
 fn rank(metric: &Metric) -> (i64, i64, OrderedValue) {
     (metric.step, metric.timestamp.0, OrderedValue(kept(metric.value).0))
@@ -501,7 +403,7 @@ pub(super) async fn add_dataset(tx: &mut Connection, of: &Run, dataset: &Dataset
 }
 
 impl Row {
-    fn into_run(self) -> Result<Run> {
+    pub(super) fn into_run(self) -> Result<Run> {
         let Self { id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted } = self;
         Ok(Run {
             id,
