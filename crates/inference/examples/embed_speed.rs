@@ -1,17 +1,23 @@
-//! Measures embedding on one thread at fixed lengths: `cargo run --release --example embed_speed -- MODEL_DIR`.
+//! Measures embedding at fixed lengths, one call at a time:
+//! `cargo run --release --example embed_speed -- MODEL_DIR [auto|fp32|bf16|int8] [THREADS]`.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use verdict_inference::bert::{Embedder, EmbedderOptions};
+use verdict_inference::bert::{Embedder, EmbedderOptions, Precision, Run};
 use verdict_inference::text::Encoded;
 
 fn main() -> anyhow::Result<()> {
-    let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
-        anyhow::bail!("usage: embed_speed MODEL_DIR");
+    let mut arguments = std::env::args_os().skip(1);
+    let Some(dir) = arguments.next().map(PathBuf::from) else {
+        anyhow::bail!("usage: embed_speed MODEL_DIR [PRECISION] [THREADS]");
     };
-    let embedder = Embedder::load(&dir, EmbedderOptions::default())?;
-    println!("tokens  batch  sentences/s (best of 25 rounds)");
+    let mut text = || arguments.next().map(|argument| argument.to_string_lossy().into_owned());
+    let precision: Precision = text().unwrap_or("auto".into()).parse().map_err(anyhow::Error::msg)?;
+    let threads = text().map_or(Ok(std::num::NonZeroUsize::MIN), |threads| threads.parse())?;
+    let options = EmbedderOptions { run: Run { precision, threads, max_length: None }, ..EmbedderOptions::default() };
+    let embedder = Embedder::load(&dir, options)?;
+    println!("{} on {threads} thread(s)\ntokens  batch  sentences/s (best of 25 rounds)", embedder.precision());
     for (tokens, batch) in [(32, 1), (32, 32), (128, 1), (128, 32), (256, 8)] {
         let ids = (0..tokens as u32).map(|at| 1000 + at * 37 % 20_000).collect();
         let sentence = Encoded { ids, type_ids: vec![0; tokens] };
@@ -24,7 +30,7 @@ fn main() -> anyhow::Result<()> {
 
 fn round(embedder: &Embedder, sentences: &[&Encoded]) -> f64 {
     let (start, mut done) = (Instant::now(), 0);
-    while start.elapsed() < Duration::from_millis(200) {
+    while start.elapsed() < Duration::from_millis(100) {
         std::hint::black_box(embedder.embed(sentences));
         done += sentences.len();
     }
