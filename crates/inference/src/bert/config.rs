@@ -92,20 +92,21 @@ impl BertConfig {
         let malformed = |problem: String| Err(LoadError::malformed(&file, problem));
         let unnamed = BTreeMap::from([0, 1].map(|id| (id.to_string(), format!("LABEL_{id}"))));
         let given = if self.id2label.is_empty() { &unnamed } else { &self.id2label };
-        let mut labels = Vec::with_capacity(given.len());
+        let mut labels: Vec<String> = Vec::with_capacity(given.len());
         for id in 0..given.len() {
-            let Some(label) = given.get(&id.to_string()) else {
-                return malformed(format!("id2label has {} labels but none of id {id}", given.len()));
-            };
-            if labels.contains(label) {
-                return malformed(format!("id2label names `{label}` twice"));
+            match given.get(&id.to_string()) {
+                Some(label) if labels.contains(label) => return malformed(format!("id2label names `{label}` twice")),
+                Some(label) => labels.push(label.clone()),
+                None => return malformed(format!("id2label has {} labels but none of id {id}", given.len())),
             }
+        }
+        for (id, label) in labels.iter().enumerate().filter(|_| !self.label2id.is_empty()) {
             match self.label2id.get(label) {
-                Some(other) if *other != id => {
+                Some(other) if *other == id => {}
+                Some(other) => {
                     return malformed(format!("label2id says {other} of `{label}`, id2label says {id}"));
                 }
-                None if !self.label2id.is_empty() => return malformed(format!("label2id lacks `{label}`")),
-                _ => labels.push(label.clone()),
+                None => return malformed(format!("label2id lacks `{label}`")),
             }
         }
         let problem = match self.problem_type.as_deref() {

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 mod bad_models;
+mod bad_texts;
 mod generation;
+mod golden_heads;
 mod golden_text;
 mod golden_trees;
 mod packing;
