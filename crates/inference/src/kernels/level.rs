@@ -48,6 +48,20 @@ impl Level {
         }
     }
 
+    /// Asks for lines that will be needed soon.
+    pub(super) fn prefetch(self, lines: &[Line]) {
+        #[cfg(target_arch = "x86_64")]
+        if self != Self::Portable {
+            #[expect(unsafe_code, reason = "the kernel needs vector instructions the processor was asked for")]
+            // SAFETY: `Level::detect` found the features the kernel is compiled for.
+            unsafe {
+                super::x86::prefetch(lines);
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = lines;
+    }
+
     /// Rounds a row to 8-bit numbers between its least and its greatest, four in a word.
     pub(crate) fn quantize(self, values: &[f32], words: &mut [i32]) -> Step {
         match self {

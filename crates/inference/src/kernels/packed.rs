@@ -102,9 +102,16 @@ impl Packed {
             let lines = &self.lines[panel * self.depth..][..together * self.depth];
             let columns = &self.columns[panel..][..together];
             let first = panel * LANES;
+            let mut next = &self.lines[(panel + together) * self.depth..];
+            next = &next[..next.len().min(WIDE * self.depth)];
+            let tiles = count.div_ceil(TALL);
             let mut row = 0;
             while row < count {
                 let tall = TALL.min(count - row);
+                // Each tile asks for its part of the next panel.
+                let (soon, later) = next.split_at(next.len().div_ceil(tiles - row / TALL));
+                self.level.prefetch(soon);
+                next = later;
                 let tile = Tile {
                     words: &rows.words[row * self.depth..][..tall * self.depth],
                     steps: &rows.steps[row..][..tall],

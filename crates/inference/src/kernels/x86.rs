@@ -38,6 +38,14 @@ fn line(line: &Line) -> __m512i {
     unsafe { _mm512_load_si512(line.0.as_ptr().cast()) }
 }
 
+/// Asks for lines that will be needed soon.
+#[target_feature(enable = "avx512f")]
+pub(super) fn prefetch(lines: &[Line]) {
+    for line in lines {
+        _mm_prefetch::<_MM_HINT_T0>(line.0.as_ptr().cast());
+    }
+}
+
 /// See [`Level::quantize`](super::level::Level::quantize).
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn quantize(values: &[f32], words: &mut [i32]) -> Step {
@@ -193,25 +201,32 @@ macro_rules! kernel {
             }
 
             #[target_feature(enable = $features)]
+            #[expect(unsafe_code, reason = "bounds are checked once for the whole product, not for each word")]
             fn one<const M: usize, const N: usize>(tile: Tile<'_>) {
                 let lines = tile.lines.as_chunks::<N>().0;
                 let depth = lines.len();
-                let rows: [&[i32]; M] = std::array::from_fn(|row| &tile.words[row * depth..][..depth]);
+                assert!(tile.words.len() == M * depth && tile.columns.len() == N, "a tile of M rows and N vectors");
+                let words = tile.words.as_ptr();
                 let mut sums = [[_mm512_setzero_si512(); N]; M];
                 for (at, lines) in lines.iter().enumerate() {
-                    let weights: [__m512i; N] = std::array::from_fn(|vector| line(&lines[vector]));
-                    for (sums, row) in sums.iter_mut().zip(rows) {
-                        let word = _mm512_set1_epi32(row[at]);
+                    let mut weights = [_mm512_setzero_si512(); N];
+                    for (weights, from) in weights.iter_mut().zip(lines) {
+                        *weights = line(from);
+                    }
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        // SAFETY: `at` is below `depth` and `row` below `M`; there are `M * depth` words.
+                        let word = _mm512_set1_epi32(unsafe { *words.add(row * depth + at) });
                         for (sum, weights) in sums.iter_mut().zip(weights) {
                             *sum = $dot(*sum, word, weights);
                         }
                     }
                 }
                 for (row, sums) in sums.into_iter().enumerate() {
-                    let step = tile.steps[row];
-                    let sums: [__m512; N] =
-                        std::array::from_fn(|vector| $sum(sums[vector], step, &tile.columns[vector]));
-                    finish(&mut tile.output[row * tile.stride..][..tile.width], sums, tile.then);
+                    let mut finished = [_mm512_setzero_ps(); N];
+                    for ((finished, sum), columns) in finished.iter_mut().zip(sums).zip(tile.columns) {
+                        *finished = $sum(sum, tile.steps[row], columns);
+                    }
+                    finish(&mut tile.output[row * tile.stride..][..tile.width], finished, tile.then);
                 }
             }
 
