@@ -100,6 +100,9 @@ pub(crate) fn task(task: api::Task) -> Result<Task> {
         api::Task::TextReranking => Ok(Task::TextReranking),
         api::Task::TextGeneration => Ok(Task::TextGeneration),
         api::Task::TabularClassification => Ok(Task::TabularClassification),
+        api::Task::TextSparseEmbedding => Ok(Task::TextSparseEmbedding),
+        api::Task::TextClassification => Ok(Task::TextClassification),
+        api::Task::TabularRegression => Ok(Task::TabularRegression),
         api::Task::Custom => Ok(Task::Custom),
     }
 }
@@ -111,6 +114,9 @@ impl From<Task> for api::Task {
             Task::TextReranking => Self::TextReranking,
             Task::TextGeneration => Self::TextGeneration,
             Task::TabularClassification => Self::TabularClassification,
+            Task::TextSparseEmbedding => Self::TextSparseEmbedding,
+            Task::TextClassification => Self::TextClassification,
+            Task::TabularRegression => Self::TabularRegression,
             Task::Custom => Self::Custom,
         }
     }

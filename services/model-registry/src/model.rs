@@ -172,8 +172,14 @@ pub enum Task {
     TextReranking,
     /// Text to more text
     TextGeneration,
-    /// Named features to a probability
+    /// Named features to a probability, or one for each class
     TabularClassification,
+    /// Texts to sparse vectors
+    TextSparseEmbedding,
+    /// Texts to labels
+    TextClassification,
+    /// Named features to a number, or several
+    TabularRegression,
     /// Anything that MLflow's clients load and predict does not
     Custom,
 }

@@ -557,6 +557,12 @@ pub enum Task {
     TabularClassification = 4,
     /// Anything else, as MLflow's flavors are: kept and loaded by its clients, not served by predict.
     Custom = 5,
+    /// BERT family with a masked-LM head to one sparse vector per text (SPLADE): same files as text embedding.
+    TextSparseEmbedding = 6,
+    /// BERT family to one logit per label: same files as text embedding.
+    TextClassification = 7,
+    /// Tree ensemble or linear model over named features to one or more numbers.
+    TabularRegression = 8,
 }
 impl Task {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -571,6 +577,9 @@ impl Task {
             Self::TextGeneration => "TASK_TEXT_GENERATION",
             Self::TabularClassification => "TASK_TABULAR_CLASSIFICATION",
             Self::Custom => "TASK_CUSTOM",
+            Self::TextSparseEmbedding => "TASK_TEXT_SPARSE_EMBEDDING",
+            Self::TextClassification => "TASK_TEXT_CLASSIFICATION",
+            Self::TabularRegression => "TASK_TABULAR_REGRESSION",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -582,6 +591,9 @@ impl Task {
             "TASK_TEXT_GENERATION" => Some(Self::TextGeneration),
             "TASK_TABULAR_CLASSIFICATION" => Some(Self::TabularClassification),
             "TASK_CUSTOM" => Some(Self::Custom),
+            "TASK_TEXT_SPARSE_EMBEDDING" => Some(Self::TextSparseEmbedding),
+            "TASK_TEXT_CLASSIFICATION" => Some(Self::TextClassification),
+            "TASK_TABULAR_REGRESSION" => Some(Self::TabularRegression),
             _ => None,
         }
     }

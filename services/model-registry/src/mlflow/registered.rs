@@ -8,13 +8,14 @@ use axum::response::Response;
 use axum::routing::{delete as delete_of, get, patch, post};
 use serde_json::Value;
 
+use super::bodies::VersionBody;
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::model::{AliasMove, ModelDraft, Origin, Stage, TagChange, Task, Update, Version, VersionDraft};
 use crate::names::{AliasName, ModelName, Reference, VersionId};
 use crate::search::Subject;
 use crate::store::Call;
-use crate::tracking::{LoggedModelChange, Millis, PROXY, Search, View, limits};
+use crate::tracking::{LoggedModelChange, Millis, PROXY, Page, Search, View, limits};
 use crate::webhooks::IS_PROMPT;
 
 /// Where a version's own files are read, whatever has become of its source.
@@ -319,13 +320,18 @@ async fn version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 async fn search_versions(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    Ok(answer::whole(versions(&mlflow, &fields).await?))
+    let page = page_of_versions(&mlflow, &fields).await?;
+    Ok(answer::written("model_versions", page.items.iter().map(VersionBody::of).collect(), page.next))
+}
+
+async fn page_of_versions(mlflow: &Mlflow, fields: &Fields) -> Result<Page<Version>, Refusal> {
+    let search = registry_search(fields, Subject::ModelVersions, 10_000, 200_000)?;
+    Ok(mlflow.store.search_versions(&search).await?)
 }
 
 /// What [`search_versions`] answers.
 pub(super) async fn versions(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
-    let search = registry_search(fields, Subject::ModelVersions, 10_000, 200_000)?;
-    let page = mlflow.store.search_versions(&search).await?;
+    let page = page_of_versions(mlflow, fields).await?;
     Ok(answer::paged("model_versions", page.items.into_iter().map(answer::version).collect(), page.next))
 }
 

@@ -4,13 +4,25 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::QueryBuilder;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::ROWS_AT_ONCE;
+use super::rows::kept;
+use crate::tracking::Metric;
 
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ($columns:literal, $from:literal) => {
+    ($columns:expr, $from:literal) => {
         concat!("(SELECT json_group_array(json_array(", $columns, ")) FROM ", $from, ")")
+    };
+}
+
+/// A number as a text that gives the same number back: as JSON SQLite would write 15 digits.
+macro_rules! exact {
+    ($column:literal) => {
+        concat!("quote(", $column, ")")
     };
 }
 
@@ -47,6 +59,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Rows a query may be ahead of who reads them: each time it must wait costs more than a row.
 const ROWS_AHEAD: usize = 512;
+/// Statements that insert up to as many rows are kept ready.
+const COMMON_ROWS: usize = 16;
 
 /// Opens the file at `path`, making it and its tables where missing. A commit is on disk when it returns.
 pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
@@ -75,4 +89,24 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         .with_context(context)?;
     let reader = pool(READERS).connect_with(options).await.with_context(context)?;
     Ok(SqliteStore::new(writer, reader))
+}
+
+/// Adds rows to a table of metrics.
+async fn insert_metrics(
+    tx: &mut SqliteConnection,
+    table: &str,
+    rows: &[(&str, &Metric)],
+    conflict: &str,
+) -> crate::error::Result<()> {
+    let mut insert = QueryBuilder::<Db>::new(format!("INSERT INTO {table} (run, key, timestamp, step, value, nan) "));
+    insert.push_values(rows, |mut row, (run, metric)| {
+        let (value, nan) = kept(metric.value);
+        row.push_bind((*run).to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
+        row.push_bind(metric.step).push_bind(value).push_bind(nan);
+    });
+    insert.push(conflict);
+    // Statements of every length there may be would push each other, and all others, out of the cache.
+    let is_common = rows.len() <= COMMON_ROWS || rows.len() == ROWS_AT_ONCE;
+    insert.build().persistent(is_common).execute(tx).await?;
+    Ok(())
 }
