@@ -20,4 +20,4 @@ pub use classifier::{Classifier, ProblemType};
 pub use embedder::{Embedder, EmbedderOptions, Pooling, normalize};
 pub use options::{Precision, Run};
 pub use reranker::Reranker;
-pub use sparse::SparseEmbedder;
+pub use sparse::{SparseEmbedder, heaviest};

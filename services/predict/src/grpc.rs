@@ -87,13 +87,13 @@ impl predict_service_server::PredictService for Predict {
 
     async fn embed_sparse(
         &self,
-        _request: Request<EmbedSparseRequest>,
+        request: Request<EmbedSparseRequest>,
     ) -> Result<Response<EmbedSparseResponse>, Status> {
-        Err(Status::unimplemented("EmbedSparse"))
+        text::embed_sparse(&self.catalog, request).await
     }
 
-    async fn classify(&self, _request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
-        Err(Status::unimplemented("Classify"))
+    async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
+        text::classify(&self.catalog, request).await
     }
 
     async fn explain(&self, _request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

@@ -1,12 +1,15 @@
 //! A model version that is loaded, warm and ready to be asked.
 
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use tracing::warn;
 use verdict_inference::{
-    bert::{Embedder, EmbedderOptions, Pooling, Reranker},
+    bert::{Classifier, Embedder, EmbedderOptions, Pooling, Reranker, Run, SparseEmbedder},
     generation::Generator,
     trees::TreeEnsemble,
 };
@@ -21,7 +24,7 @@ use crate::{
     release::{Release, Task},
     schema::Schema,
     tabular::Tabular,
-    text::{Embedding, Reranking},
+    text::{Classification, Embedding, Reranking, SparseEmbedding},
 };
 
 /// A warm model version. Dropping it, after the last call that holds it, ends its workers.
@@ -36,6 +39,8 @@ pub struct Loaded {
 pub enum Engine {
     Embedding(Embedding),
     Reranking(Reranking),
+    SparseEmbedding(SparseEmbedding),
+    Classification(Classification),
     Generation(Generation),
     Tabular(Box<Tabular>),
 }
@@ -53,21 +58,32 @@ impl Loaded {
     pub fn load(release: Release, files: Files, sizing: &Sizing) -> anyhow::Result<Self> {
         let dir = files.dir.as_path();
         let name = release.model.clone();
+        let threads = NonZeroUsize::new(sizing.batch.workers).unwrap_or(NonZeroUsize::MIN);
         let meters = || ModelMeters::new(&release.model, release.version);
         let engine = match release.task {
             Task::TextEmbedding => {
-                let engine = Embedder::load(dir, embedder_options(&release)?)?;
+                let engine = Embedder::load(dir, embedder_options(&release, threads)?)?;
                 Engine::Embedding(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
             }
             Task::TextReranking => {
-                let engine = Reranker::load(dir)?;
+                let engine = Reranker::load(dir, run(&release, threads)?)?;
                 Engine::Reranking(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
+            }
+            Task::TextSparseEmbedding => {
+                let engine = SparseEmbedder::load(dir, run(&release, threads)?)?;
+                let json = tokenizer_json(dir)?;
+                Engine::SparseEmbedding(SparseEmbedding::start(name, engine, json, sizing.batch, meters())?)
+            }
+            Task::TextClassification => {
+                let engine = Classifier::load(dir, run(&release, threads)?)?;
+                let json = tokenizer_json(dir)?;
+                Engine::Classification(Classification::start(name, engine, json, sizing.batch, meters())?)
             }
             Task::TextGeneration => {
                 let engine = Generator::load(&gguf(&release, dir)?)?;
                 Engine::Generation(Generation::start(name, engine, sizing.generation, meters())?)
             }
-            Task::TextSparseEmbedding | Task::TextClassification | Task::TabularRegression => {
+            Task::TabularRegression => {
                 bail!("a model that {} cannot be loaded", release.task.does())
             }
             Task::TabularClassification => {
@@ -86,36 +102,38 @@ impl Loaded {
 
     /// Returns the embedding engine, or the error of asking a model for what it does not do.
     pub fn embedding(&self) -> Result<&Embedding> {
-        match &self.engine {
-            Engine::Embedding(embedding) => Ok(embedding),
-            Engine::Reranking(_) | Engine::Generation(_) | Engine::Tabular(_) => self.wrong(Task::TextEmbedding),
-        }
+        let Engine::Embedding(engine) = &self.engine else { return self.wrong(Task::TextEmbedding) };
+        Ok(engine)
     }
 
     /// Returns the reranking engine.
     pub fn reranking(&self) -> Result<&Reranking> {
-        match &self.engine {
-            Engine::Reranking(reranking) => Ok(reranking),
-            Engine::Embedding(_) | Engine::Generation(_) | Engine::Tabular(_) => self.wrong(Task::TextReranking),
-        }
+        let Engine::Reranking(engine) = &self.engine else { return self.wrong(Task::TextReranking) };
+        Ok(engine)
+    }
+
+    /// Returns the engine of sparse embeddings.
+    pub fn sparse_embedding(&self) -> Result<&SparseEmbedding> {
+        let Engine::SparseEmbedding(engine) = &self.engine else { return self.wrong(Task::TextSparseEmbedding) };
+        Ok(engine)
+    }
+
+    /// Returns the classifying engine.
+    pub fn classification(&self) -> Result<&Classification> {
+        let Engine::Classification(engine) = &self.engine else { return self.wrong(Task::TextClassification) };
+        Ok(engine)
     }
 
     /// Returns the generating engine.
     pub fn generation(&self) -> Result<&Generation> {
-        match &self.engine {
-            Engine::Generation(generation) => Ok(generation),
-            Engine::Embedding(_) | Engine::Reranking(_) | Engine::Tabular(_) => self.wrong(Task::TextGeneration),
-        }
+        let Engine::Generation(engine) = &self.engine else { return self.wrong(Task::TextGeneration) };
+        Ok(engine)
     }
 
     /// Returns the tabular engine.
     pub fn tabular(&self) -> Result<&Tabular> {
-        match &self.engine {
-            Engine::Tabular(tabular) => Ok(tabular),
-            Engine::Embedding(_) | Engine::Reranking(_) | Engine::Generation(_) => {
-                self.wrong(Task::TabularClassification)
-            }
-        }
+        let Engine::Tabular(engine) = &self.engine else { return self.wrong(Task::TabularClassification) };
+        Ok(engine)
     }
 
     /// Makes the error of asking this model for what another task does.
@@ -124,8 +142,20 @@ impl Loaded {
     }
 }
 
-fn embedder_options(release: &Release) -> anyhow::Result<EmbedderOptions> {
-    let mut options = EmbedderOptions { pooling: None, normalize: None, max_length: None };
+/// What the parameters of a version say of how a text model runs.
+fn run(release: &Release, threads: NonZeroUsize) -> anyhow::Result<Run> {
+    let mut run = Run { threads, ..Run::default() };
+    for (name, value) in &release.parameters {
+        if !set(&mut run, name, value)? {
+            warn!(model.name = %release.model, "parameter `{name}` is not known to models of this task and has no effect");
+        }
+    }
+    Ok(run)
+}
+
+fn embedder_options(release: &Release, threads: NonZeroUsize) -> anyhow::Result<EmbedderOptions> {
+    let run = Run { threads, ..Run::default() };
+    let mut options = EmbedderOptions { pooling: None, normalize: None, run };
     for (name, value) in &release.parameters {
         match (name.as_str(), value.as_str()) {
             ("pooling", "mean") => options.pooling = Some(Pooling::Mean),
@@ -134,16 +164,28 @@ fn embedder_options(release: &Release) -> anyhow::Result<EmbedderOptions> {
             ("normalize", "true") => options.normalize = Some(true),
             ("normalize", "false") => options.normalize = Some(false),
             ("normalize", _) => bail!("parameter `normalize` is `{value}`: true or false is expected"),
-            ("max_length", _) => match value.parse() {
-                Ok(length) if length > 0 => options.max_length = Some(length),
-                _ => bail!("parameter `max_length` is `{value}`: a number of tokens is expected"),
-            },
+            _ if set(&mut options.run, name, value)? => {}
             _ => {
                 warn!(model.name = %release.model, "parameter `{name}` is not known to embedding models and has no effect")
             }
         }
     }
     Ok(options)
+}
+
+/// Sets what a parameter common to text models says; false where it is none.
+fn set(run: &mut Run, name: &str, value: &str) -> anyhow::Result<bool> {
+    match name {
+        "precision" => {
+            run.precision = value.parse().map_err(|problem| anyhow::anyhow!("parameter `precision` is {problem}"))?;
+        }
+        "max_length" => match value.parse() {
+            Ok(length) if length > 0 => run.max_length = Some(length),
+            _ => bail!("parameter `max_length` is `{value}`: a number of tokens is expected"),
+        },
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn tokenizer_json(dir: &Path) -> anyhow::Result<Bytes> {

@@ -1,4 +1,7 @@
-//! Embedding and reranking: texts to tokens, tokens through the queue, one answer or one error per text.
+//! Text models: texts to tokens, tokens through the queue, one answer or one error per text.
+
+mod classify;
+mod sparse;
 
 use std::{sync::Arc, time::Instant};
 
@@ -11,6 +14,10 @@ use verdict_inference::{
     text::{Encoded, TextTokenizer},
 };
 
+pub use self::{
+    classify::{Classification, LabelScore, Labels},
+    sparse::{SparseEmbedding, SparseVector},
+};
 use crate::{
     batch::{Batcher, Limits},
     error::{Error, Result},

@@ -69,16 +69,24 @@ impl SparseEmbedder {
         self.model.encoder.run(batch, Rows::All, |states| {
             let largest = self.head.largest(states, self.model.encoder.hidden(), &mut buffers);
             let meant = largest.iter().zip(0_u32..).filter(|(logit, _)| **logit > 0.0);
-            let mut pairs: Vec<_> = meant.map(|(logit, id)| (id, logit.ln_1p())).collect();
-            if let Some(top) = top.filter(|top| *top < pairs.len()) {
-                pairs.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-                pairs.truncate(top);
-                pairs.sort_unstable_by_key(|(id, _)| *id);
-            }
-            all.push(pairs);
+            let pairs: Vec<_> = meant.map(|(logit, id)| (id, logit.ln_1p())).collect();
+            all.push(match top {
+                Some(top) => heaviest(pairs, top),
+                None => pairs,
+            });
         });
         all
     }
+}
+
+/// Keeps the `top` heaviest of pairs of id and weight, by rising id; of equal weights the lower ids.
+pub fn heaviest(mut pairs: Vec<(u32, f32)>, top: usize) -> Vec<(u32, f32)> {
+    if top < pairs.len() {
+        pairs.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        pairs.truncate(top);
+        pairs.sort_unstable_by_key(|(id, _)| *id);
+    }
+    pairs
 }
 
 /// What is needed between the encoder and the weights.

@@ -3,8 +3,9 @@
 use futures::stream::{self, StreamExt};
 use tonic::{Request, Response, Status};
 use verdict_api::predict::{
-    EmbedRequest, EmbedResponse, GetTokenizerRequest, GetTokenizerResponse, RerankRequest, RerankResponse,
-    TokenizeRequest, TokenizeResponse, TokenizerHeader, get_tokenizer_response::Part,
+    ClassifyRequest, ClassifyResponse, EmbedRequest, EmbedResponse, EmbedSparseRequest, EmbedSparseResponse,
+    GetTokenizerRequest, GetTokenizerResponse, RerankRequest, RerankResponse, TokenizeRequest, TokenizeResponse,
+    TokenizerHeader, get_tokenizer_response::Part,
 };
 use verdict_chassis::context;
 
@@ -35,6 +36,32 @@ pub(super) async fn embed(
     Ok(Response::new(EmbedResponse { embeddings, served_by: Some(convert::served_by(&found, timing)) }))
 }
 
+pub(super) async fn embed_sparse(
+    catalog: &Catalog,
+    request: Request<EmbedSparseRequest>,
+) -> Result<Response<EmbedSparseResponse>, Status> {
+    let deadline = context::of(&request).deadline;
+    let call = convert::text::embed_sparse(request.into_inner())?;
+    let found = catalog.find(&call.model)?;
+    let embedding = found.model.sparse_embedding()?;
+    let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.top, deadline).await?;
+    let embeddings = vectors.into_iter().map(convert::text::sparse_embedding).collect();
+    Ok(Response::new(EmbedSparseResponse { embeddings, served_by: Some(convert::served_by(&found, timing)) }))
+}
+
+pub(super) async fn classify(
+    catalog: &Catalog,
+    request: Request<ClassifyRequest>,
+) -> Result<Response<ClassifyResponse>, Status> {
+    let deadline = context::of(&request).deadline;
+    let call = convert::text::classify(request.into_inner())?;
+    let found = catalog.find(&call.model)?;
+    let classification = found.model.classification()?;
+    let (labels, timing) = classification.classify(call.inputs, call.truncate, call.top, deadline).await?;
+    let classifications = labels.into_iter().map(convert::text::classification).collect();
+    Ok(Response::new(ClassifyResponse { classifications, served_by: Some(convert::served_by(&found, timing)) }))
+}
+
 pub(super) async fn rerank(
     catalog: &Catalog,
     request: Request<RerankRequest>,
@@ -59,6 +86,8 @@ pub(super) async fn tokenize(
     let split = move |text: &String| match &loaded.engine {
         Engine::Embedding(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
         Engine::Reranking(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
+        Engine::SparseEmbedding(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
+        Engine::Classification(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
         Engine::Generation(model) => Ok(model.tokens(text, special)),
         Engine::Tabular(_) => loaded.wrong(Task::TextEmbedding),
     };
@@ -80,6 +109,8 @@ pub(super) fn get_tokenizer(
     let Tokenizer { json, tokenizer: _, max_length, dimensions } = match &found.model.engine {
         Engine::Embedding(model) => model.tokenizer(),
         Engine::Reranking(model) => model.tokenizer(),
+        Engine::SparseEmbedding(model) => model.tokenizer(),
+        Engine::Classification(model) => model.tokenizer(),
         // A generator's tokenizer is inside its weights; it has no tokenizer.json to hand out.
         Engine::Generation(_) | Engine::Tabular(_) => found.model.wrong(Task::TextEmbedding)?,
     };
