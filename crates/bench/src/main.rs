@@ -1,6 +1,7 @@
 //! Measures this project beside its peers, in one run, and prints ratios.
 //!
 //! - `models`: predict beside the libraries that compute the same.
+//! - `quality`: what narrow precisions cost a search; needs a corpus.
 //! - `registry`: model-registry beside `mlflow server`.
 //!
 //! A shared machine makes single numbers worthless; the ratio of the two columns is the result.
@@ -38,6 +39,12 @@ struct Cli {
     /// The program of predict's peers.
     #[arg(long, default_value = "scripts/bench_peers.py")]
     peers: PathBuf,
+    /// SciFact in BEIR's layout, for the rows that embed real texts and for `quality`; without it they are left out.
+    #[arg(long, env = "BENCH_SCIFACT")]
+    scifact: Option<PathBuf>,
+    /// Queries whose documents `quality` reranks.
+    #[arg(long, default_value_t = 100)]
+    rerank_queries: usize,
     #[command(flatten)]
     registry: registry::Options,
 }
@@ -46,6 +53,7 @@ struct Cli {
 enum Part {
     All,
     Models,
+    Quality,
     Registry,
 }
 
@@ -70,10 +78,16 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<()> {
-    if cli.part != Part::Registry {
+    if matches!(cli.part, Part::All | Part::Models) {
         models::run(cli).await?;
     }
-    if cli.part != Part::Models {
+    if matches!(cli.part, Part::All | Part::Quality) {
+        match &cli.scifact {
+            Some(dir) => models::quality::run(dir, 2, cli.rerank_queries)?,
+            None => println!("quality: left out, because neither --scifact nor BENCH_SCIFACT says where SciFact is"),
+        }
+    }
+    if matches!(cli.part, Part::All | Part::Registry) {
         registry::run(cli).await?;
     }
     Ok(())

@@ -5,6 +5,7 @@
 
 mod ours;
 mod peer;
+pub(crate) mod quality;
 
 use std::time::Duration;
 
