@@ -21,7 +21,11 @@ use verdict_testkit::{models, net::free_port, process::Child};
 
 use super::Work;
 
-const EMBEDDER: &str = "embedder@champion";
+/// In single precision, as its peers are.
+pub(crate) const EMBEDDER: &str = "embedder@champion";
+/// In the precision a model has that says none.
+pub(crate) const FAST_EMBEDDER: &str = "embedder-fast@champion";
+pub(crate) const RERANKER: &str = "reranker@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
 /// Columns of the credit-risk model.
 const COLUMNS: usize = 20;
@@ -55,8 +59,14 @@ impl Stack {
         let embedder = models::dir("all-MiniLM-L6-v2");
         let credit = demo_data.join("credit-risk");
         let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
-        publish_one(&channel, "embedder", Task::TextEmbedding, embedder, None).await?;
-        publish_one(&channel, "credit-risk", Task::TabularClassification, credit.join("1"), Some(signature)).await?;
+        let fp32 = BTreeMap::from([("precision".to_owned(), "fp32".to_owned())]);
+        let none = BTreeMap::new;
+        publish_one(&channel, "embedder", Task::TextEmbedding, embedder.clone(), None, fp32).await?;
+        publish_one(&channel, "embedder-fast", Task::TextEmbedding, embedder, None, none()).await?;
+        let reranker = models::dir("ms-marco-MiniLM-L-12-v2");
+        publish_one(&channel, "reranker", Task::TextReranking, reranker, None, none()).await?;
+        let task = Task::TabularClassification;
+        publish_one(&channel, "credit-risk", task, credit.join("1"), Some(signature), none()).await?;
         let mut second = Child::spawn(
             &bin_dir.join("predict"),
             &["serve"],
@@ -64,7 +74,7 @@ impl Stack {
                 ("PREDICT_LISTEN", predict.to_string()),
                 ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
                 ("PREDICT_DATA_DIR", below("predict")),
-                ("PREDICT_MODELS", format!("{EMBEDDER},{CREDIT_RISK}")),
+                ("PREDICT_MODELS", format!("{EMBEDDER},{FAST_EMBEDDER},{RERANKER},{CREDIT_RISK}")),
                 ("PREDICT_WORKERS", workers.to_string()),
                 ("REGISTRY_URL", format!("http://{registry}")),
             ],
@@ -91,7 +101,7 @@ impl Stack {
         Ok(items / seconds)
     }
 
-    fn channel(&self) -> Result<Channel> {
+    pub(crate) fn channel(&self) -> Result<Channel> {
         client::connect(&self.predict)
     }
 }
@@ -102,13 +112,14 @@ async fn publish_one(
     task: Task,
     dir: PathBuf,
     signature: Option<verdict_api::registry::Signature>,
+    parameters: BTreeMap<String, String>,
 ) -> Result<()> {
     let publication = Publication {
         model: model.to_owned(),
         description: String::new(),
         task,
         signature,
-        parameters: BTreeMap::new(),
+        parameters,
         tags: BTreeMap::new(),
         dir,
         alias: Some("champion".to_owned()),
