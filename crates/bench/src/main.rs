@@ -55,6 +55,9 @@ enum Part {
     Models,
     Quality,
     Registry,
+    /// Serves the peer of the row `overhead`; started by the bench itself.
+    #[value(hide = true)]
+    Echo,
 }
 
 impl Cli {
@@ -78,19 +81,27 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<()> {
-    if matches!(cli.part, Part::All | Part::Models) {
-        models::run(cli).await?;
+    match cli.part {
+        Part::Models => models::run(cli).await,
+        Part::Quality => quality(cli),
+        Part::Registry => registry::run(cli).await,
+        Part::All => {
+            models::run(cli).await?;
+            quality(cli)?;
+            registry::run(cli).await
+        }
+        Part::Echo => models::echo::serve().await,
     }
-    if matches!(cli.part, Part::All | Part::Quality) {
-        match &cli.scifact {
-            Some(dir) => models::quality::run(dir, 2, cli.rerank_queries)?,
-            None => println!("quality: left out, because neither --scifact nor BENCH_SCIFACT says where SciFact is"),
+}
+
+fn quality(cli: &Cli) -> Result<()> {
+    match &cli.scifact {
+        Some(dir) => models::quality::run(dir, 2, cli.rerank_queries),
+        None => {
+            println!("quality: left out, because neither --scifact nor BENCH_SCIFACT says where SciFact is");
+            Ok(())
         }
     }
-    if matches!(cli.part, Part::All | Part::Registry) {
-        registry::run(cli).await?;
-    }
-    Ok(())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -1,9 +1,11 @@
 //! Embeddings and decisions: predict through gRPC beside the libraries in process.
 //!
 //! Each row alternates: a round of ours through gRPC ([`ours`]), a round of the peer in process ([`peer`]), and so on; the
-//! figures are medians over the rounds.
+//! figures are medians over the rounds. [`overhead`] is what a call costs besides the model.
 
+pub(crate) mod echo;
 mod ours;
+mod overhead;
 mod peer;
 pub(crate) mod quality;
 mod texts;
@@ -51,7 +53,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
     for threads in [1, 2] {
         let works: Vec<_> = works.iter().filter(|work| work.name().contains(&cli.rows)).collect();
         if works.is_empty() && !texts::wanted(cli) {
-            return Ok(());
+            break;
         }
         let stack = Stack::start(&cli.bin_dir()?, &cli.demo_data, threads).await?;
         for &&work in &works {
@@ -67,5 +69,5 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
         }
         texts::run(cli, &stack, threads).await?;
     }
-    Ok(())
+    overhead::run(cli).await
 }

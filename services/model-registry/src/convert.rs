@@ -12,6 +12,7 @@ use crate::model::{
     TagChange, Task, Update, Version, VersionDraft,
 };
 use crate::names::{AliasName, ArtifactPath, ModelName, Sha256Hex, VersionId, version_number};
+use crate::registration::Registration;
 use crate::store::Call;
 
 /// Longest request id, in bytes.
@@ -87,6 +88,28 @@ pub(crate) fn version_draft(request: api::CreateVersionRequest) -> Result<(Call,
     };
     draft.check()?;
     Ok((call(request_id, String::new(), validate_only)?, draft))
+}
+
+pub(crate) fn registration(request: api::RegisterVersionRequest) -> Result<(Call, Registration)> {
+    let api::RegisterVersionRequest {
+        model,
+        source,
+        run_id,
+        run_link,
+        logged_model_id,
+        description,
+        tags,
+        request_id,
+        validate_only,
+    } = request;
+    let model = ModelName::parse("model", &model)?;
+    if source.is_empty() {
+        return Err(Error::invalid("INVALID_SOURCE", "source", "must be given: where the files of the version are"));
+    }
+    let origin = Origin { source, run: run_id, run_link, logged_model: logged_model_id };
+    let wanted = Registration { model, description, tags: tags.into_iter().collect(), origin };
+    wanted.check()?;
+    Ok((call(request_id, String::new(), validate_only)?, wanted))
 }
 
 pub(crate) fn task(task: api::Task) -> Result<Task> {

@@ -10,6 +10,7 @@ use verdict_inference::{
 };
 
 use crate::{
+    admission::Admission,
     batch::{Batcher, Failure, Limits, Ticket},
     cut::Budget,
     error::{Error, Result},
@@ -82,7 +83,8 @@ impl Generation {
     }
 
     /// Queues a generation. Prompt and `max_tokens` together must fit the model's context.
-    pub async fn generate(&self, prompt: String, sampling: Sampling, deadline: Option<Instant>) -> Result<Running> {
+    pub async fn generate(&self, prompt: String, sampling: Sampling, admission: Admission) -> Result<Running> {
+        let deadline = admission.deadline;
         if prompt.len() > MAX_TEXT {
             return Err(Error::field("prompt", format!("has {} bytes: at most {MAX_TEXT} are taken", prompt.len())));
         }
@@ -105,11 +107,11 @@ impl Generation {
         // Room for every token there can be: a slow reader never holds a worker.
         let (steps, received) = mpsc::channel(sampling.max_tokens + 1);
         let accepted = Instant::now();
+        // Reading a token of the prompt costs a small part of what making one does.
+        let cost = sampling.max_tokens + prompt.len() / 16;
         let job = Job { prompt, sampling, steps, deadline };
-        let tickets = self
-            .batcher
-            .submit(vec![(job, 1)], deadline)
-            .map_err(|full| Error::QueueFull { model: self.name.clone(), retry_after: full.retry_after })?;
+        let tickets =
+            self.batcher.submit(vec![(job, cost)], admission).map_err(|refused| Error::refused(&self.name, refused))?;
         Ok(Running { accepted, steps: received, ticket: tickets.into_iter().next() })
     }
 

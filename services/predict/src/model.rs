@@ -3,6 +3,7 @@
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -11,12 +12,15 @@ use tracing::warn;
 use verdict_inference::{
     bert::{Classifier, Embedder, EmbedderOptions, Pooling, Reranker, Run, SparseEmbedder},
     generation::Generator,
+    text::Token,
     trees::TreeEnsemble,
 };
 
 use crate::{
+    answers::AnswerCache,
     batch::Limits,
     cache::Files,
+    engine::{Engine, Served, statistics::Statistics},
     error::{Error, Result},
     generate::Generation,
     metrics::ModelMeters,
@@ -24,122 +28,129 @@ use crate::{
     release::{Release, Task},
     schema::Schema,
     tabular::Tabular,
-    text::{Classification, Embedding, Reranking, SparseEmbedding},
+    text::{Classification, Embedding, Reranking, SparseEmbedding, Tokenizer},
 };
 
 /// A warm model version. Dropping it, after the last call that holds it, ends its workers.
 pub struct Loaded {
     pub release: Release,
-    pub engine: Engine,
+    pub served: Served,
     /// Keeps the files the engine may have mapped.
     _files: Files,
 }
 
-/// What runs the model.
-pub enum Engine {
-    Embedding(Embedding),
-    Reranking(Reranking),
-    SparseEmbedding(SparseEmbedding),
-    Classification(Classification),
-    Generation(Generation),
-    Tabular(Box<Tabular>),
-}
-
 /// How queues and workers of the engines are sized.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Sizing {
     pub batch: Limits,
     /// For text generation; its workers run one generation each.
     pub generation: Limits,
+    /// Where answers are kept, if they are.
+    pub answers: Option<Arc<AnswerCache>>,
 }
 
 impl Loaded {
     /// Loads a verified version, runs it once, and starts its workers. Blocks; the error names the file and the problem.
     pub fn load(release: Release, files: Files, sizing: &Sizing) -> anyhow::Result<Self> {
-        let dir = files.dir.as_path();
-        let name = release.model.clone();
-        let threads = NonZeroUsize::new(sizing.batch.workers).unwrap_or(NonZeroUsize::MIN);
-        let meters = || ModelMeters::new(&release.model, release.version);
-        let engine = match release.task {
-            Task::TextEmbedding => {
-                let engine = Embedder::load(dir, embedder_options(&release, threads)?)?;
-                Engine::Embedding(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
-            }
-            Task::TextReranking => {
-                let engine = Reranker::load(dir, run(&release, threads)?)?;
-                Engine::Reranking(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
-            }
-            Task::TextSparseEmbedding => {
-                let engine = SparseEmbedder::load(dir, run(&release, threads)?)?;
-                let json = tokenizer_json(dir)?;
-                Engine::SparseEmbedding(SparseEmbedding::start(name, engine, json, sizing.batch, meters())?)
-            }
-            Task::TextClassification => {
-                let engine = Classifier::load(dir, run(&release, threads)?)?;
-                let json = tokenizer_json(dir)?;
-                Engine::Classification(Classification::start(name, engine, json, sizing.batch, meters())?)
-            }
-            Task::TextGeneration => {
-                let engine = Generator::load(&gguf(&release, dir)?)?;
-                Engine::Generation(Generation::start(name, engine, sizing.generation, meters())?)
-            }
-            Task::TabularRegression => {
-                bail!("a model that {} cannot be loaded", release.task.does())
-            }
-            Task::TabularClassification => {
-                let path = dir.join("model.json");
-                let bytes = std::fs::read(&path).context("a tabular version needs model.json")?;
-                let ensemble = TreeEnsemble::from_xgboost_json(&bytes)?;
-                let schema = Schema::new(release.inputs.clone(), ensemble.num_features(), ensemble.feature_names())
-                    .map_err(anyhow::Error::msg)?;
-                let policy = policy(dir, &schema)?;
-                let meters = [meters(), meters()];
-                Engine::Tabular(Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters)?))
-            }
-        };
-        Ok(Self { release, engine, _files: files })
+        let served = start(&release, &files.dir, sizing)?;
+        Ok(Self { release, served, _files: files })
     }
 
     /// Returns the embedding engine, or the error of asking a model for what it does not do.
     pub fn embedding(&self) -> Result<&Embedding> {
-        let Engine::Embedding(engine) = &self.engine else { return self.wrong(Task::TextEmbedding) };
-        Ok(engine)
+        self.typed(Task::TextEmbedding)
     }
 
     /// Returns the reranking engine.
     pub fn reranking(&self) -> Result<&Reranking> {
-        let Engine::Reranking(engine) = &self.engine else { return self.wrong(Task::TextReranking) };
-        Ok(engine)
+        self.typed(Task::TextReranking)
     }
 
     /// Returns the engine of sparse embeddings.
     pub fn sparse_embedding(&self) -> Result<&SparseEmbedding> {
-        let Engine::SparseEmbedding(engine) = &self.engine else { return self.wrong(Task::TextSparseEmbedding) };
-        Ok(engine)
+        self.typed(Task::TextSparseEmbedding)
     }
 
     /// Returns the classifying engine.
     pub fn classification(&self) -> Result<&Classification> {
-        let Engine::Classification(engine) = &self.engine else { return self.wrong(Task::TextClassification) };
-        Ok(engine)
+        self.typed(Task::TextClassification)
     }
 
     /// Returns the generating engine.
     pub fn generation(&self) -> Result<&Generation> {
-        let Engine::Generation(engine) = &self.engine else { return self.wrong(Task::TextGeneration) };
-        Ok(engine)
+        self.typed(Task::TextGeneration)
     }
 
     /// Returns the tabular engine.
     pub fn tabular(&self) -> Result<&Tabular> {
-        let Engine::Tabular(engine) = &self.engine else { return self.wrong(Task::TabularClassification) };
-        Ok(engine)
+        self.typed(Task::TabularClassification)
+    }
+
+    /// Returns the tokenizer that can be handed out, or the error of asking a model that has none.
+    pub fn tokenizer(&self) -> Result<Tokenizer<'_>> {
+        self.served.engine.tokenizer().map_or_else(|| self.wrong(Task::TextEmbedding), Ok)
+    }
+
+    /// Splits a text into tokens, or makes the error of asking a model that has none.
+    pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>> {
+        self.served.engine.tokens(text, special).map_or_else(|| self.wrong(Task::TextEmbedding), Ok)
+    }
+
+    fn typed<E: Engine>(&self, wanted: Task) -> Result<&E> {
+        self.served.typed().map_or_else(|| self.wrong(wanted), Ok)
     }
 
     /// Makes the error of asking this model for what another task does.
     pub fn wrong<T>(&self, wanted: Task) -> Result<T> {
         Err(Error::WrongTask { model: self.release.model.clone(), does: self.release.task, wanted })
     }
+}
+
+/// Starts the engine of a version whose files are in `dir`, and warms it up. Blocks.
+pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::Result<Served> {
+    let name = release.model.clone();
+    let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&release.digest, operation));
+    let statistics = Arc::new(Statistics::default());
+    let meters = || ModelMeters::new(&release.model, release.version).counting(statistics.clone());
+    let threads = NonZeroUsize::new(sizing.batch.workers).unwrap_or(NonZeroUsize::MIN);
+    let engine: Box<dyn Engine> = match release.task {
+        Task::TextEmbedding => {
+            let engine = Embedder::load(dir, embedder_options(release, threads)?)?;
+            Box::new(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("embed"))?)
+        }
+        Task::TextReranking => {
+            let engine = Reranker::load(dir, run(release, threads)?)?;
+            Box::new(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("rerank"))?)
+        }
+        Task::TextSparseEmbedding => {
+            let engine = SparseEmbedder::load(dir, run(release, threads)?)?;
+            let json = tokenizer_json(dir)?;
+            Box::new(SparseEmbedding::start(name, engine, json, sizing.batch, meters(), scope("embed_sparse"))?)
+        }
+        Task::TextClassification => {
+            let engine = Classifier::load(dir, run(release, threads)?)?;
+            let json = tokenizer_json(dir)?;
+            Box::new(Classification::start(name, engine, json, sizing.batch, meters(), scope("classify"))?)
+        }
+        Task::TextGeneration => {
+            let engine = Generator::load(&gguf(release, dir)?)?;
+            Box::new(Generation::start(name, engine, sizing.generation, meters())?)
+        }
+        Task::TabularRegression => {
+            bail!("a model that {} cannot be loaded", release.task.does())
+        }
+        Task::TabularClassification => {
+            let path = dir.join("model.json");
+            let bytes = std::fs::read(&path).context("a tabular version needs model.json")?;
+            let ensemble = TreeEnsemble::from_xgboost_json(&bytes)?;
+            let schema = Schema::new(release.inputs.clone(), ensemble.num_features(), ensemble.feature_names())
+                .map_err(anyhow::Error::msg)?;
+            let policy = policy(dir, &schema)?;
+            let meters = [meters(), meters()];
+            Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters, scope("rows"))?)
+        }
+    };
+    Served::warm(engine, statistics)
 }
 
 /// What the parameters of a version say of how a text model runs.

@@ -2,15 +2,19 @@
 
 use std::{ops::Range, sync::Arc, time::Instant};
 
+use sha2::Sha256;
 use verdict_inference::trees::TreeEnsemble;
 
 use crate::{
+    admission::Admission,
+    answers::{Scope, put, put_numbers},
     batch::{Batcher, Limits},
     cut::Budget,
     error::{Error, Result},
     metrics::ModelMeters,
     policy::Policy,
     schema::Schema,
+    text::before,
     timing::{Timing, gather},
 };
 
@@ -56,6 +60,7 @@ impl Tabular {
         policy: Option<Policy>,
         limits: Limits,
         meters: [ModelMeters; 2],
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let ensemble = Arc::new(ensemble);
         let missing = vec![f32::NAN; ensemble.num_features()];
@@ -64,18 +69,20 @@ impl Tabular {
         let worker = ensemble.clone();
         let limits = Limits { budget: Budget { items: limits.budget.items, cost: CHUNK_ROWS }, ..limits };
         let [queued, inline] = meters;
-        let batcher = Batcher::start(limits, queued, move |jobs: &[&Job]| {
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, queued, answers, move |jobs: &[&Job]| {
             jobs.iter().map(|job| run(&worker, job)).collect::<Vec<_>>()
         })?;
         Ok(Self { name, ensemble, schema, policy, batcher, meters: inline })
     }
 
     /// Returns one margin per row of `cells`, which [`Schema`] has checked.
-    pub async fn margins(&self, cells: Vec<f32>, deadline: Option<Instant>) -> Result<(Vec<f32>, Timing)> {
+    pub async fn margins(&self, cells: Vec<f32>, admission: Admission) -> Result<(Vec<f32>, Timing)> {
         let width = self.schema.inputs().len();
         let rows = cells.len() / width;
         let accepted = Instant::now();
         if rows <= INLINE_ROWS {
+            before(admission.deadline, || ())?;
             let mut margins = Vec::with_capacity(rows);
             self.ensemble.margins(&cells, &mut margins);
             let compute = accepted.elapsed();
@@ -88,18 +95,19 @@ impl Tabular {
             let end = rows.min(start + chunk);
             (Job::Margins { cells: cells.clone(), range: start * width..end * width }, end - start)
         });
-        let parts = self.submit(jobs.collect(), deadline)?;
+        let parts = self.submit(jobs.collect(), admission)?;
         let (parts, timing) = gather(accepted, parts).await?;
         let mut margins = Vec::with_capacity(rows);
         for part in parts {
             margins.extend_from_slice(&part.ok_or_else(panicked)?);
         }
-        Ok((margins, Timing { batch: chunk.min(rows) * timing.batch, ..timing }))
+        let cached = rows.min(chunk * timing.cached);
+        Ok((margins, Timing { batch: chunk.min(rows) * timing.batch, cached, ..timing }))
     }
 
     /// Scores one row and says how far each feature moved the score from the average case.
-    pub async fn explain(&self, row: Vec<f32>, deadline: Option<Instant>) -> Result<Explained> {
-        let tickets = self.submit(vec![(Job::Explain(row), 1)], deadline)?;
+    pub async fn explain(&self, row: Vec<f32>, admission: Admission) -> Result<Explained> {
+        let tickets = self.submit(vec![(Job::Explain(row), 1)], admission)?;
         let (mut answers, _) = gather(Instant::now(), tickets).await?;
         let mut shap = answers.pop().flatten().ok_or_else(panicked)?;
         let margin = shap.pop().ok_or_else(panicked)?;
@@ -108,15 +116,19 @@ impl Tabular {
         Ok(Explained { margin, score: TreeEnsemble::probability(margin), shap })
     }
 
-    fn submit(
-        &self,
-        jobs: Vec<(Job, usize)>,
-        deadline: Option<Instant>,
-    ) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
-        let full =
-            |full: crate::batch::Full| Error::QueueFull { model: self.name.clone(), retry_after: full.retry_after };
-        self.batcher.submit(jobs, deadline).map_err(full)
+    fn submit(&self, jobs: Vec<(Job, usize)>, admission: Admission) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
+        self.batcher.submit(jobs, admission).map_err(|refused| Error::refused(&self.name, refused))
     }
+}
+
+/// Writes down what the answer to a job depends on.
+fn written(job: &Job, hash: &mut Sha256) {
+    let (kind, cells) = match job {
+        Job::Margins { cells, range } => (b"margins".as_slice(), &cells[range.clone()]),
+        Job::Explain(row) => (b"explain".as_slice(), row.as_slice()),
+    };
+    put(hash, kind);
+    put_numbers(hash, cells.iter().map(|cell| cell.to_le_bytes()));
 }
 
 fn run(ensemble: &TreeEnsemble, job: &Job) -> Vec<f32> {

@@ -27,8 +27,10 @@ pub(crate) const EMBEDDER: &str = "embedder@champion";
 pub(crate) const FAST_EMBEDDER: &str = "embedder-fast@champion";
 pub(crate) const RERANKER: &str = "reranker@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
+/// The first tree of the credit-risk model, for what a call costs besides the model.
+pub(super) const ONE_TREE: &str = "one-tree@champion";
 /// Columns of the credit-risk model.
-const COLUMNS: usize = 20;
+pub(super) const COLUMNS: usize = 20;
 
 /// A registry and a predict with the models of the benchmarks; dropped, they are killed.
 pub(crate) struct Stack {
@@ -67,6 +69,9 @@ impl Stack {
         publish_one(&channel, "reranker", Task::TextReranking, reranker, None, none()).await?;
         let task = Task::TabularClassification;
         publish_one(&channel, "credit-risk", task, credit.join("1"), Some(signature), none()).await?;
+        let smallest = data.path().join("one-tree");
+        one_tree(&credit.join("1/model.json"), &smallest)?;
+        publish_one(&channel, "one-tree", task, smallest, None, none()).await?;
         let mut second = Child::spawn(
             &bin_dir.join("predict"),
             &["serve"],
@@ -74,8 +79,10 @@ impl Stack {
                 ("PREDICT_LISTEN", predict.to_string()),
                 ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
                 ("PREDICT_DATA_DIR", below("predict")),
-                ("PREDICT_MODELS", format!("{EMBEDDER},{FAST_EMBEDDER},{RERANKER},{CREDIT_RISK}")),
+                ("PREDICT_MODELS", format!("{EMBEDDER},{FAST_EMBEDDER},{RERANKER},{CREDIT_RISK},{ONE_TREE}")),
                 ("PREDICT_WORKERS", workers.to_string()),
+                // The same texts come again and again: what is measured is the work.
+                ("PREDICT_RESPONSE_CACHE_BYTES", "0".to_owned()),
                 ("REGISTRY_URL", format!("http://{registry}")),
             ],
         );
@@ -101,9 +108,26 @@ impl Stack {
         Ok(items / seconds)
     }
 
-    pub(crate) fn channel(&self) -> Result<Channel> {
+    pub(super) fn url(&self) -> &str {
+        &self.predict
+    }
+
+    pub(super) fn channel(&self) -> Result<Channel> {
         client::connect(&self.predict)
     }
+}
+
+/// Writes the model at `from` with its first tree alone.
+fn one_tree(from: &Path, dir: &Path) -> Result<()> {
+    let mut model: serde_json::Value = serde_json::from_slice(&std::fs::read(from)?)?;
+    let trees = &mut model["learner"]["gradient_booster"]["model"];
+    trees["trees"].as_array_mut().context("the model has no trees")?.truncate(1);
+    trees["tree_info"].as_array_mut().context("the model has no tree_info")?.truncate(1);
+    trees["iteration_indptr"] = serde_json::json!([0, 1]);
+    trees["gbtree_model_param"]["num_trees"] = "1".into();
+    std::fs::create_dir(dir)?;
+    std::fs::write(dir.join("model.json"), serde_json::to_vec(&model)?)?;
+    Ok(())
 }
 
 async fn publish_one(

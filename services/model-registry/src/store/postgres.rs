@@ -38,6 +38,9 @@ const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Each statement sees what was committed before it; the lock on `log` makes that everything.
 const BEGIN_WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
+/// For who has others waiting behind it: a row that another holds is not waited for as long as usual.
+const WAIT_LITTLE: &str = "SET LOCAL lock_timeout = '100ms'";
+
 /// Two that add an experiment at once would take the same number.
 const LOCK_EXPERIMENTS: &str = "LOCK TABLE experiments IN SHARE ROW EXCLUSIVE MODE";
 

@@ -1,13 +1,15 @@
 //! Classification: texts to scores of labels.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
 use verdict_inference::{bert::Classifier, text::Encoded};
 
-use super::{Item, Tokenizer, compute, encode_each, off_thread};
+use super::{Item, Tokenizer, compute, encode_each, off_thread, written};
 use crate::{
+    admission::Admission,
+    answers::Scope,
     batch::{Batcher, Limits},
     error::Result,
     metrics::ModelMeters,
@@ -47,6 +49,7 @@ impl Classification {
         json: Bytes,
         limits: Limits,
         meters: ModelMeters,
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let engine = Arc::new(engine);
         let warm = engine.tokenizer().encode("warm", true).context("warm-up")?;
@@ -56,7 +59,8 @@ impl Classification {
             "warm-up: the model does not make finite logits"
         );
         let worker = engine.clone();
-        let batcher = Batcher::start(limits, meters, move |batch: &[&Encoded]| worker.logits(batch))?;
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, meters, answers, move |batch: &[&Encoded]| worker.logits(batch))?;
         Ok(Self { name, engine, batcher, tokenizer_json: json })
     }
 
@@ -66,16 +70,11 @@ impl Classification {
         inputs: Vec<String>,
         truncate: bool,
         top: Option<usize>,
-        deadline: Option<Instant>,
+        admission: Admission,
     ) -> Result<(Vec<Item<Labels>>, Timing)> {
-        let engine = self.engine.clone();
-        let bytes = inputs.iter().map(String::len).sum();
-        let encoded =
-            off_thread(bytes, move || encode_each(&inputs, deadline, |text| engine.tokenizer().encode(text, truncate)))
-                .await??;
-        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, deadline).await?;
+        let (outputs, timing) = self.logits(inputs, truncate, admission).await?;
         let labels = |(logits, tokens): (Vec<f32>, usize)| {
-            let named = self.engine.labels().iter().zip(self.engine.probabilities(&logits)).zip(logits);
+            let named = self.labels().iter().zip(self.probabilities(&logits)).zip(logits);
             let mut scores: Vec<_> =
                 named.map(|((label, score), logit)| LabelScore { label: label.clone(), score, logit }).collect();
             scores.sort_by(|a, b| b.logit.total_cmp(&a.logit));
@@ -83,6 +82,31 @@ impl Classification {
             Labels { scores, tokens }
         };
         Ok((outputs.into_iter().map(|output| output.map(labels)).collect(), timing))
+    }
+
+    /// Computes the logits of texts, in the order of the labels, each text with its number of tokens.
+    pub async fn logits(
+        &self,
+        inputs: Vec<String>,
+        truncate: bool,
+        admission: Admission,
+    ) -> Result<(Vec<Item<(Vec<f32>, usize)>>, Timing)> {
+        let (engine, deadline) = (self.engine.clone(), admission.deadline);
+        let bytes = inputs.iter().map(String::len).sum();
+        let encoded =
+            off_thread(bytes, move || encode_each(&inputs, deadline, |text| engine.tokenizer().encode(text, truncate)))
+                .await??;
+        compute(&self.name, &self.batcher, encoded, admission).await
+    }
+
+    /// The labels in the order of the logits.
+    pub fn labels(&self) -> &[String] {
+        self.engine.labels()
+    }
+
+    /// Turns the logits of one text into scores from 0 to 1.
+    pub fn probabilities(&self, logits: &[f32]) -> Vec<f32> {
+        self.engine.probabilities(logits)
     }
 
     /// Returns the tokenizer.

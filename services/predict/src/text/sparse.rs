@@ -1,6 +1,6 @@
 //! Sparse embedding: texts to weights of words.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -9,8 +9,10 @@ use verdict_inference::{
     text::Encoded,
 };
 
-use super::{Item, Tokenizer, compute, encode_each, off_thread};
+use super::{Item, Tokenizer, compute, encode_each, off_thread, written};
 use crate::{
+    admission::Admission,
+    answers::Scope,
     batch::{Batcher, Limits},
     error::Result,
     metrics::ModelMeters,
@@ -41,6 +43,7 @@ impl SparseEmbedding {
         json: Bytes,
         limits: Limits,
         meters: ModelMeters,
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let engine = Arc::new(engine);
         let warm = engine.tokenizer().encode("warm", true).context("warm-up")?;
@@ -50,7 +53,9 @@ impl SparseEmbedding {
             "warm-up: the model does not make finite weights"
         );
         let worker = engine.clone();
-        let batcher = Batcher::start(limits, meters, move |batch: &[&Encoded]| worker.embed(batch, None))?;
+        let answers = scope.map(|scope| scope.of(written));
+        let compute = move |batch: &[&Encoded]| worker.embed(batch, None);
+        let batcher = Batcher::start_cached(limits, meters, answers, compute)?;
         Ok(Self { name, engine, batcher, tokenizer_json: json })
     }
 
@@ -60,14 +65,14 @@ impl SparseEmbedding {
         inputs: Vec<String>,
         truncate: bool,
         top: Option<usize>,
-        deadline: Option<Instant>,
+        admission: Admission,
     ) -> Result<(Vec<Item<SparseVector>>, Timing)> {
-        let engine = self.engine.clone();
+        let (engine, deadline) = (self.engine.clone(), admission.deadline);
         let bytes = inputs.iter().map(String::len).sum();
         let encoded =
             off_thread(bytes, move || encode_each(&inputs, deadline, |text| engine.tokenizer().encode(text, truncate)))
                 .await??;
-        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, deadline).await?;
+        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, admission).await?;
         let vector = |(pairs, tokens)| SparseVector {
             pairs: match top {
                 Some(top) => heaviest(pairs, top),

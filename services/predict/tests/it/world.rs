@@ -13,12 +13,13 @@ use predict::Config;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use verdict_api::{
+    inference::grpc_inference_service_client::GrpcInferenceServiceClient,
     predict::{
         ListServedModelsRequest, ServedModel, Value, decision_service_client::DecisionServiceClient,
-        predict_service_client::PredictServiceClient, value::Kind,
+        predict_service_client::PredictServiceClient, serving_service_client::ServingServiceClient, value::Kind,
     },
     registry::{SetAliasRequest, Signature, Task, Version, model_registry_service_client::ModelRegistryServiceClient},
 };
@@ -184,8 +185,25 @@ impl Predict {
         PredictServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
+    pub(crate) fn inference(&self) -> GrpcInferenceServiceClient<Channel> {
+        GrpcInferenceServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.address
+    }
+
+    /// Returns a client with a connection of its own.
+    pub(crate) fn new_client(&self) -> PredictServiceClient<Channel> {
+        PredictServiceClient::new(client::connect(self.channel.url()).unwrap())
+    }
+
     pub(crate) fn decisions(&self) -> DecisionServiceClient<Channel> {
         DecisionServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn serving(&self) -> ServingServiceClient<Channel> {
+        ServingServiceClient::new(self.channel.clone())
     }
 
     pub(crate) async fn served(&self) -> Vec<ServedModel> {
@@ -221,6 +239,26 @@ pub(crate) fn config(dir: &Path, registry: &str, models: &[&str]) -> Config {
 /// Where the credit-risk model and its data are.
 pub(crate) fn credit_risk() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/demo/data/credit-risk")
+}
+
+/// Copies version 1 of the credit-risk model into a folder, its model changed.
+pub(crate) fn credit_risk_with(change: impl FnOnce(&mut serde_json::Value)) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let json = fs::read(credit_risk().join("1/model.json")).unwrap();
+    let mut model: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    change(&mut model);
+    fs::write(dir.path().join("model.json"), model.to_string()).unwrap();
+    fs::copy(credit_risk().join("1/policy.json"), dir.path().join("policy.json")).unwrap();
+    dir
+}
+
+/// Makes a request with metadata.
+pub(crate) fn with<T>(message: T, metadata: &[(&'static str, &str)]) -> Request<T> {
+    let mut request = Request::new(message);
+    for (name, value) in metadata {
+        request.metadata_mut().insert(*name, value.parse().unwrap());
+    }
+    request
 }
 
 fn signature() -> Signature {

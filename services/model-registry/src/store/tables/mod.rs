@@ -10,7 +10,8 @@ use self::adding::insert_artifacts;
 use self::reading::{find_model, model, models, referenced, select_models, select_versions, version, versions};
 use self::write::{Begun, Write, event};
 use super::{
-    BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MATCHES, SPAN_ATTRIBUTES, insert_metrics,
+    BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MATCHES, SPAN_ATTRIBUTES, WAIT_LITTLE,
+    insert_metrics,
 };
 use crate::audit::Change;
 use crate::error::{Entity, Error, Result};
@@ -62,6 +63,8 @@ mod spans;
 mod traces;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod webhooks;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod whole_runs;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod write;
 
