@@ -56,7 +56,7 @@ impl Packed {
         let vectors = outputs.div_ceil(LANES);
         let mut columns = vec![Columns::default(); vectors];
         let mut lines = vec![Line([0; LANES]); vectors * depth];
-        for output in 0..outputs {
+        for (output, bias) in bias.iter().enumerate() {
             let (vector, lane) = (output / LANES, output % LANES);
             let (panel, within) = (vector / WIDE * WIDE, vector % WIDE);
             let together = WIDE.min(vectors - panel);
@@ -80,7 +80,7 @@ impl Packed {
                 }
                 lines[panel * depth + word * together + within].0[lane] = i32::from_le_bytes(bytes);
             }
-            columns.bias[lane] = bias[output];
+            columns.bias[lane] = *bias;
             columns.scales[lane] = scale;
             columns.shifts[lane] = scale * sum as f32;
         }
@@ -233,7 +233,7 @@ pub(super) const GELU_FALLING: [f32; 8] = [
     -1.006_489_4e-3,
     9.505_394e-3,
     -6.588_784e-2,
-    3.986_733_9e-1,
+    0.398_673_4,
 ];
 
 #[cfg(test)]
