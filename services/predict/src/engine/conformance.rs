@@ -86,7 +86,10 @@ fn rows_of(served: Served, columns: usize) -> Family {
                 let tabular: &crate::tabular::Tabular = served.typed().unwrap();
                 let input = inputs.remove(0);
                 let outputs = tabular.model().num_outputs();
-                let shape = [&input.shape[..1], if outputs == 1 { &[] } else { &[outputs][..] }].concat();
+                let mut shape = vec![input.shape[0]];
+                if outputs > 1 {
+                    shape.push(outputs);
+                }
                 let (margins, _) = tabular.margins(input.into_floats().unwrap(), Admission::default()).await.unwrap();
                 vec![Tensor::new("margin", shape, Data::Fp32(margins))]
             }
