@@ -21,7 +21,11 @@ use verdict_testkit::{models, net::free_port, process::Child};
 
 use super::Work;
 
-const EMBEDDER: &str = "embedder@champion";
+/// In single precision, as its peers are.
+pub(crate) const EMBEDDER: &str = "embedder@champion";
+/// In the precision a model has that says none.
+pub(crate) const FAST_EMBEDDER: &str = "embedder-fast@champion";
+pub(crate) const RERANKER: &str = "reranker@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
 /// The first tree of the credit-risk model, for what a call costs besides the model.
 pub(super) const ONE_TREE: &str = "one-tree@champion";
@@ -57,11 +61,17 @@ impl Stack {
         let embedder = models::dir("all-MiniLM-L6-v2");
         let credit = demo_data.join("credit-risk");
         let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
-        publish_one(&channel, "embedder", Task::TextEmbedding, embedder, None).await?;
-        publish_one(&channel, "credit-risk", Task::TabularClassification, credit.join("1"), Some(signature)).await?;
+        let fp32 = BTreeMap::from([("precision".to_owned(), "fp32".to_owned())]);
+        let none = BTreeMap::new;
+        publish_one(&channel, "embedder", Task::TextEmbedding, embedder.clone(), None, fp32).await?;
+        publish_one(&channel, "embedder-fast", Task::TextEmbedding, embedder, None, none()).await?;
+        let reranker = models::dir("ms-marco-MiniLM-L-12-v2");
+        publish_one(&channel, "reranker", Task::TextReranking, reranker, None, none()).await?;
+        let task = Task::TabularClassification;
+        publish_one(&channel, "credit-risk", task, credit.join("1"), Some(signature), none()).await?;
         let smallest = data.path().join("one-tree");
         one_tree(&credit.join("1/model.json"), &smallest)?;
-        publish_one(&channel, "one-tree", Task::TabularClassification, smallest, None).await?;
+        publish_one(&channel, "one-tree", task, smallest, None, none()).await?;
         let mut second = Child::spawn(
             &bin_dir.join("predict"),
             &["serve"],
@@ -69,7 +79,7 @@ impl Stack {
                 ("PREDICT_LISTEN", predict.to_string()),
                 ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
                 ("PREDICT_DATA_DIR", below("predict")),
-                ("PREDICT_MODELS", format!("{EMBEDDER},{CREDIT_RISK},{ONE_TREE}")),
+                ("PREDICT_MODELS", format!("{EMBEDDER},{FAST_EMBEDDER},{RERANKER},{CREDIT_RISK},{ONE_TREE}")),
                 ("PREDICT_WORKERS", workers.to_string()),
                 // The same texts come again and again: what is measured is the work.
                 ("PREDICT_RESPONSE_CACHE_BYTES", "0".to_owned()),
@@ -102,7 +112,7 @@ impl Stack {
         &self.predict
     }
 
-    fn channel(&self) -> Result<Channel> {
+    pub(super) fn channel(&self) -> Result<Channel> {
         client::connect(&self.predict)
     }
 }
@@ -126,13 +136,14 @@ async fn publish_one(
     task: Task,
     dir: PathBuf,
     signature: Option<verdict_api::registry::Signature>,
+    parameters: BTreeMap<String, String>,
 ) -> Result<()> {
     let publication = Publication {
         model: model.to_owned(),
         description: String::new(),
         task,
         signature,
-        parameters: BTreeMap::new(),
+        parameters,
         tags: BTreeMap::new(),
         dir,
         alias: Some("champion".to_owned()),

@@ -4,7 +4,9 @@
 
 mod bad_models;
 mod bad_tables;
+mod bad_texts;
 mod generation;
+mod golden_heads;
 mod golden_text;
 mod golden_trees;
 mod packing;

@@ -57,7 +57,7 @@ macro_rules! families {
 mod every_family {
     use super::*;
 
-    families!(tabular, embedding, reranking, generation);
+    families!(tabular, embedding, reranking, sparse, classification, generation);
 }
 
 fn tabular() -> Family {
@@ -118,6 +118,44 @@ fn reranking() -> Family {
                 let query = inputs.remove(0).into_texts().unwrap().remove(0);
                 let (items, _) = reranking.score(query, documents, Admission::default()).await.unwrap();
                 vec![Tensor::floats("logit", items.into_iter().map(|item| item.unwrap().logit).collect())]
+            }
+            .boxed()
+        },
+    }
+}
+
+fn sparse() -> Family {
+    let texts = |texts: &[&str]| vec![Tensor::texts("text", texts.iter().copied())];
+    Family {
+        served: start(Task::TextSparseEmbedding, verdict_testkit::models::dir("splade-tiny")),
+        calls: vec![texts(&["one"]), texts(&["a bank lends money", "cats sleep", "ein kurzer Satz"])],
+        typed: |served, mut inputs| {
+            async move {
+                let sparse: &crate::text::SparseEmbedding = served.typed().unwrap();
+                let texts = inputs.remove(0).into_texts().unwrap();
+                let (items, _) = sparse.embed(texts, false, None, Admission::default()).await.unwrap();
+                let pairs = items.into_iter().flat_map(|item| item.unwrap().pairs);
+                vec![Tensor::floats("values", pairs.map(|(_, weight)| weight).collect())]
+            }
+            .boxed()
+        },
+    }
+}
+
+fn classification() -> Family {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden/tiny_classifier");
+    let texts = |texts: &[&str]| vec![Tensor::texts("text", texts.iter().copied())];
+    Family {
+        served: start(Task::TextClassification, dir),
+        calls: vec![texts(&["bad risk"]), texts(&["the customer pays on time", "zebra", "a good bank"])],
+        typed: |served, mut inputs| {
+            async move {
+                let classification: &crate::text::Classification = served.typed().unwrap();
+                let texts = inputs.remove(0).into_texts().unwrap();
+                let count = texts.len();
+                let (items, _) = classification.logits(texts, false, Admission::default()).await.unwrap();
+                let values = items.into_iter().flat_map(|item| item.unwrap().0).collect();
+                vec![Tensor::new("logit", [count, 3], Data::Fp32(values))]
             }
             .boxed()
         },
