@@ -67,18 +67,19 @@ vectorised! {
                 largest = if value.abs() > largest { value.abs() } else { largest };
             }
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let mut sum = 0;
+            let mut sum = 0i32;
             let mut bytes = [0; BLOCK];
             for (value, byte) in values.iter().zip(&mut bytes) {
                 // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
-                let rounded = (value * inverse + 12_582_912.0).to_bits() as i32 - 0x4b40_0000;
-                sum += rounded;
+                let rounded = (value * inverse + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
+                // What is not finite comes out as anything, but comes out.
+                sum = sum.wrapping_add(rounded);
                 *byte = rounded as u8;
             }
             for (word, bytes) in block.words.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *word = i32::from_le_bytes(*bytes);
             }
-            block.offset = -128 * sum;
+            block.offset = sum.wrapping_mul(-128);
             block.scale = largest / 127.0;
         }
     }

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 mod bad_models;
+mod engine;
+mod families;
 mod generation;
 mod golden_text;
 mod golden_trees;

@@ -79,7 +79,8 @@ pub(super) fn decode(text: &str, bytes: &mut Vec<u8>) {
 pub(super) struct ByteLevelBpe(Tokenizer);
 
 impl ByteLevelBpe {
-    /// `normal` are the ids that text leads to; a merge names two tokens, apart by a space.
+    /// `normal` are the ids that text leads to; a merge names two tokens, apart by a space. A byte without a token, which
+    /// some vocabularies have for bytes that are in no UTF-8, is left out of texts.
     pub(super) fn new(
         texts: &[String],
         normal: impl Iterator<Item = u32>,
@@ -89,14 +90,6 @@ impl ByteLevelBpe {
         let mut ids = ahash::AHashMap::new();
         for id in normal {
             ids.entry(texts[id as usize].clone()).or_insert(id);
-        }
-        for (character, byte) in BYTES.iter().enumerate() {
-            let character = char::from_u32(character as u32).filter(|_| byte.is_some());
-            if let Some(character) = character
-                && !ids.contains_key(character.encode_utf8(&mut [0; 4]) as &str)
-            {
-                return Err(format!("the vocabulary has no token for a byte, written `{character}`"));
-            }
         }
         let split = |merge: String| match merge.split_once(' ') {
             Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
@@ -118,7 +111,7 @@ impl ByteLevelBpe {
 
     /// Appends the tokens of `text`, which begins at byte `offset`.
     pub(super) fn merge(&self, text: &str, offset: usize, tokens: &mut Vec<Token>) {
-        // Only a text without a token for one of its bytes fails, and `new` saw to it that there is none.
+        // Nothing in these steps fails for a text.
         let Ok(encoding) = self.0.encode_fast(text, false) else { return };
         let with_offsets = encoding.get_ids().iter().zip(encoding.get_offsets());
         tokens.extend(with_offsets.map(|(id, (start, end))| Token { id: *id, start: offset + start, end: offset + end }));
