@@ -10,6 +10,7 @@ const PROTOS: &[&str] = &[
     "verdict/registry/v1/protection.proto",
     "verdict/registry/v1/tracking.proto",
     "verdict/registry/v1/evaluation.proto",
+    "verdict/registry/v1/files.proto",
     "verdict/registry/v1/traces.proto",
     "verdict/registry/v1/webhooks.proto",
     "verdict/registry/v1/archive.proto",

@@ -1,8 +1,11 @@
 //! Channels to other services.
 //!
 //! Each call gets a client span, and carries its trace context, the request id and the time that is left of the call
-//! being served (see [`crate::context`]), so that a caller's deadline reaches the last service behind.
+//! being served (see [`crate::context`]), so that a caller's deadline reaches the last service behind. A call that met a
+//! connection just being closed, and of which nothing was sent, is made again on the next one.
 
+use std::error::Error as _;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,9 +15,11 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::Frame;
+use parking_lot::Mutex;
 use tonic::body::Body;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
+use tower::Service;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info_span};
 
@@ -25,6 +30,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// A call is handed to at most this many connections.
+const ATTEMPTS: usize = 3;
 
 /// A connection to one service, made at the first call and made again when it breaks; clones share it.
 ///
@@ -62,7 +69,7 @@ impl Channel {
     }
 }
 
-impl tower::Service<http::Request<Body>> for Channel {
+impl Service<http::Request<Body>> for Channel {
     type Response = http::Response<Body>;
     type Error = Status;
     type Future = BoxFuture<'static, Result<http::Response<Body>, Status>>;
@@ -101,11 +108,11 @@ impl tower::Service<http::Request<Body>> for Channel {
                 return Err(too_late(&url));
             }
             let Some(left) = left else {
-                return inner.call(request).await.map_err(|error| failed(&url, error));
+                return send(&mut inner, request).await.map_err(|error| failed(&url, error));
             };
             // tonic runs the same timer; whichever fires first, the caller sees one status.
             let started = Instant::now();
-            match tokio::time::timeout(left, inner.call(request)).await {
+            match tokio::time::timeout(left, send(&mut inner, request)).await {
                 Ok(Ok(response)) => Ok(response),
                 Ok(Err(error)) if started.elapsed() < left => Err(failed(&url, error)),
                 Ok(Err(_)) | Err(_) => Err(too_late(&url)),
@@ -123,6 +130,74 @@ impl tower::Service<http::Request<Body>> for Channel {
             }
             .instrument(span),
         )
+    }
+}
+
+/// Makes the call; again where the connection closed before anything of it was sent.
+async fn send(
+    channel: &mut tonic::transport::Channel,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, tonic::transport::Error> {
+    let (head, body) = request.into_parts();
+    let body = Arc::new(Mutex::new(Some(body)));
+    let mut left = ATTEMPTS;
+    loop {
+        left -= 1;
+        let unread = Unread { kept: Arc::clone(&body), read: None };
+        match channel.call(http::Request::from_parts(head.clone(), Body::new(unread))).await {
+            Err(error) if left > 0 && is_unsent(&error) && body.lock().is_some() => {
+                poll_fn(|cx| channel.poll_ready(cx)).await?;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Tells whether a call failed because its connection was gone before it could be sent.
+fn is_unsent(error: &tonic::transport::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The body of a request, left in `kept` until the first of it is asked for.
+struct Unread {
+    kept: Arc<Mutex<Option<Body>>>,
+    read: Option<Body>,
+}
+
+impl http_body::Body for Unread {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.read.is_none() {
+            this.read = this.kept.lock().take();
+        }
+        match &mut this.read {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.read {
+            Some(body) => body.is_end_stream(),
+            None => self.kept.lock().as_ref().is_none_or(http_body::Body::is_end_stream),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match &self.read {
+            Some(body) => body.size_hint(),
+            None => self.kept.lock().as_ref().map(http_body::Body::size_hint).unwrap_or_default(),
+        }
     }
 }
 

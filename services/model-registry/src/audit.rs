@@ -121,6 +121,11 @@ pub fn webhook_resource(id: &str) -> String {
     format!("webhooks/{id}")
 }
 
+/// The name of a deployment in the log.
+pub fn deployment_resource(deployment: &str) -> String {
+    format!("deployments/{deployment}")
+}
+
 /// Which entries are asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

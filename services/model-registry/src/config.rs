@@ -50,6 +50,9 @@ pub struct Config {
     /// Time between heartbeats of a silent watch; at most 30 s.
     #[arg(long, env = "MODEL_REGISTRY_WATCH_HEARTBEAT", default_value = "15s", value_parser = heartbeat)]
     pub watch_heartbeat: Duration,
+    /// How long a deployment that is not heard of any more is listed as lost; then it has ended, and the audit log says so.
+    #[arg(long, env = "MODEL_REGISTRY_DEPLOYMENT_RETENTION", default_value = "168h", value_parser = settings::duration)]
+    pub deployment_retention: Duration,
     #[command(flatten)]
     pub webhooks: WebhookConfig,
     #[command(flatten)]
@@ -110,6 +113,7 @@ impl Config {
             no_migrate: false,
             artifacts: ArtifactConfig { artifact_store: None, s3_endpoint: None },
             watch_heartbeat: Duration::from_secs(15),
+            deployment_retention: Duration::from_secs(7 * 24 * 3600),
             webhooks: WebhookConfig::default(),
             server: ServerConfig::default(),
             telemetry: TelemetryConfig::default(),

@@ -12,6 +12,7 @@ use crate::model::{
     TagChange, Task, Update, Version, VersionDraft,
 };
 use crate::names::{AliasName, ArtifactPath, ModelName, Sha256Hex, VersionId, version_number};
+use crate::registration::Registration;
 use crate::store::Call;
 
 /// Longest request id, in bytes.
@@ -89,6 +90,28 @@ pub(crate) fn version_draft(request: api::CreateVersionRequest) -> Result<(Call,
     Ok((call(request_id, String::new(), validate_only)?, draft))
 }
 
+pub(crate) fn registration(request: api::RegisterVersionRequest) -> Result<(Call, Registration)> {
+    let api::RegisterVersionRequest {
+        model,
+        source,
+        run_id,
+        run_link,
+        logged_model_id,
+        description,
+        tags,
+        request_id,
+        validate_only,
+    } = request;
+    let model = ModelName::parse("model", &model)?;
+    if source.is_empty() {
+        return Err(Error::invalid("INVALID_SOURCE", "source", "must be given: where the files of the version are"));
+    }
+    let origin = Origin { source, run: run_id, run_link, logged_model: logged_model_id };
+    let wanted = Registration { model, description, tags: tags.into_iter().collect(), origin };
+    wanted.check()?;
+    Ok((call(request_id, String::new(), validate_only)?, wanted))
+}
+
 pub(crate) fn task(task: api::Task) -> Result<Task> {
     match task {
         api::Task::Unspecified => Err(Error::invalid(
@@ -100,6 +123,9 @@ pub(crate) fn task(task: api::Task) -> Result<Task> {
         api::Task::TextReranking => Ok(Task::TextReranking),
         api::Task::TextGeneration => Ok(Task::TextGeneration),
         api::Task::TabularClassification => Ok(Task::TabularClassification),
+        api::Task::TextSparseEmbedding => Ok(Task::TextSparseEmbedding),
+        api::Task::TextClassification => Ok(Task::TextClassification),
+        api::Task::TabularRegression => Ok(Task::TabularRegression),
         api::Task::Custom => Ok(Task::Custom),
     }
 }
@@ -111,6 +137,9 @@ impl From<Task> for api::Task {
             Task::TextReranking => Self::TextReranking,
             Task::TextGeneration => Self::TextGeneration,
             Task::TabularClassification => Self::TabularClassification,
+            Task::TextSparseEmbedding => Self::TextSparseEmbedding,
+            Task::TextClassification => Self::TextClassification,
+            Task::TabularRegression => Self::TabularRegression,
             Task::Custom => Self::Custom,
         }
     }

@@ -61,6 +61,8 @@ pub enum Entity {
         key: String,
     },
     Webhook(String),
+    /// A file that is not one of a version.
+    File(ArtifactPath),
 }
 
 impl Entity {
@@ -80,6 +82,7 @@ impl Entity {
             Self::Trace(_) => "trace",
             Self::Assessment { .. } => "assessment",
             Self::Webhook(_) => "webhook",
+            Self::File(_) => "file",
         }
     }
 
@@ -103,6 +106,7 @@ impl Entity {
             | Self::LoggedModel(name)
             | Self::Webhook(name) => name.clone(),
             Self::Hold(id) => id.to_string(),
+            Self::File(path) => path.to_string(),
         }
     }
 
@@ -124,6 +128,7 @@ impl Entity {
             Self::Trace(_) => "TRACE_NOT_FOUND",
             Self::Assessment { .. } => "ASSESSMENT_NOT_FOUND",
             Self::Webhook(_) => "WEBHOOK_NOT_FOUND",
+            Self::File(_) => "FILE_NOT_FOUND",
         }
     }
 }
@@ -164,6 +169,9 @@ pub enum Error {
     /// Bytes that arrived, or were kept, are not the bytes that were announced.
     #[error("{message}")]
     DataLoss { reason: &'static str, message: String },
+    /// Another store keeps the files of what has this place.
+    #[error("The files of `{0}` are not kept by this registry: read them where they are")]
+    FilesElsewhere(String),
     /// The caller's own stream broke off.
     #[error("the call was broken off: {}", .0.message())]
     BrokenOff(Box<Status>),
@@ -226,6 +234,7 @@ impl From<Error> for Status {
             Error::Precondition { reason, message } => status::failed_precondition(reason, message),
             Error::OutOfRange { reason, message } => status::out_of_range(reason, message),
             Error::DataLoss { reason, message } => status::data_loss(reason, message),
+            Error::FilesElsewhere(_) => status::failed_precondition("FILES_ELSEWHERE", message),
             Error::BrokenOff(status) => *status,
             Error::Unavailable { dependency, source } => {
                 tracing::warn!(error = format!("{source:#}"), "{dependency} is unavailable");

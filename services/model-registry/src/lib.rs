@@ -9,17 +9,15 @@
 //! - `archive` writes versions into files and reads them back; `maintenance` collects garbage and keeps what is held.
 //! - `publish` is the client that puts a directory into a registry; predict's tests and the demo use it too.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use verdict_api::registry::{
-    archive_service_server, audit_service_server, evaluation_service_server, lineage_service_server,
-    maintenance_service_server, model_registry_service_server, protection_service_server, trace_service_server,
-    tracking_service_server, webhook_service_server,
+    archive_service_server, audit_service_server, evaluation_service_server, file_service_server,
+    lineage_service_server, maintenance_service_server, model_registry_service_server, protection_service_server,
+    trace_service_server, tracking_service_server, webhook_service_server,
 };
 use verdict_chassis::health::Health;
 use verdict_chassis::server::{self, Listeners};
@@ -29,6 +27,7 @@ use crate::artifacts::ArtifactStore;
 use crate::artifacts::spool::Spool;
 use crate::maintenance::garbage::Leased;
 use crate::maintenance::grpc::Maintenance;
+use crate::sweeping::Sweeper;
 use crate::tracking::{Location, Millis};
 use crate::webhooks::Courier;
 
@@ -40,6 +39,7 @@ mod convert;
 pub mod error;
 pub mod evaluation;
 mod feed;
+mod files;
 mod grpc;
 pub mod import;
 pub mod lineage;
@@ -51,19 +51,22 @@ pub mod names;
 mod probe;
 pub mod protection;
 pub mod publish;
+mod registration;
 pub mod search;
 pub mod store;
+mod sweeping;
 pub mod tracking;
 pub mod webhooks;
 
 pub use config::Config;
 
 /// The full names of the gRPC services, as health and reflection know them.
-pub const SERVICES: [&str; 10] = [
+pub const SERVICES: [&str; 11] = [
     model_registry_service_server::SERVICE_NAME,
     archive_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
     evaluation_service_server::SERVICE_NAME,
+    file_service_server::SERVICE_NAME,
     lineage_service_server::SERVICE_NAME,
     maintenance_service_server::SERVICE_NAME,
     protection_service_server::SERVICE_NAME,
@@ -71,19 +74,6 @@ pub const SERVICES: [&str; 10] = [
     tracking_service_server::SERVICE_NAME,
     webhook_service_server::SERVICE_NAME,
 ];
-
-/// Removes, every hour, what uploads have left behind that were cut off for good.
-async fn sweep(spool: PathBuf) {
-    let mut hourly = tokio::time::interval(Duration::from_secs(3600));
-    loop {
-        hourly.tick().await;
-        for dir in [&spool, &spool.join("uploads")] {
-            if let Err(error) = artifacts::spool::sweep(dir).await {
-                tracing::warn!(%error, dir = %dir.display(), "cannot clear away what uploads have left");
-            }
-        }
-    }
-}
 
 /// Serves the registry on `listeners` until `stop`, then drains.
 ///
@@ -136,9 +126,17 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
         let dir = config.database.data_dir.display();
         format!("DATA_DIR: cannot keep uploads under way in {dir}/spool/uploads")
     })?;
-    let registry = grpc::Registry { store: store.clone(), artifacts: artifacts.clone(), spool, feed: feed.clone() };
+    let incoming = config.database.data_dir.join("spool");
+    let (store_of, artifacts_of) = (store.clone(), artifacts.clone());
+    let registry = grpc::Registry { store: store_of, artifacts: artifacts_of, spool, incoming, feed: feed.clone() };
     let spool = config.database.data_dir.join("spool");
-    let sweeping = tokio::spawn(sweep(spool.clone()));
+    let sweeper = Sweeper {
+        store: store.clone(),
+        artifacts: artifacts.clone(),
+        spool: spool.clone(),
+        deployment_retention: config.deployment_retention,
+    };
+    let sweeping = tokio::spawn(sweeper.run());
     let archives = Archives { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone(), spool };
     let maintenance = Maintenance { store: store.clone(), artifacts: artifacts.clone(), feed: feed.clone() };
     let max_message_bytes = config.server.max_message_bytes;

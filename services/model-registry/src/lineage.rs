@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::{Micros, Version, check_key, check_text};
 use crate::names::{ModelName, VersionId};
+use crate::store::Call;
 
 /// Most versions one deployment serves.
 const MAX_SERVING: usize = 1000;
@@ -14,7 +16,7 @@ const MAX_SERVING: usize = 1000;
 const MAX_WORD: usize = 600;
 
 /// What a deployment serves under one of its references.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Serving {
     pub reference: String,
     pub version: VersionId,
@@ -76,6 +78,8 @@ pub struct Filter {
 pub trait Lineage: Send + Sync {
     /// Takes what a deployment serves now; whatever else it served has ended.
     async fn report_deployment(&self, now: Micros, report: &Report) -> Result<()>;
+    /// Ends what has been lost since before `before`, as of when it was given up; answers how many.
+    async fn end_lost_deployments(&self, call: &Call, before: Micros) -> Result<u64>;
     /// Lists deployments, those that began last first.
     async fn deployments(&self, filter: &Filter, limit: u32) -> Result<Vec<Deployment>>;
     /// Lists the newest deployments of each of these versions, at most `limit` of each.

@@ -172,8 +172,14 @@ pub enum Task {
     TextReranking,
     /// Text to more text
     TextGeneration,
-    /// Named features to a probability
+    /// Named features to a probability, or one for each class
     TabularClassification,
+    /// Texts to sparse vectors
+    TextSparseEmbedding,
+    /// Texts to labels
+    TextClassification,
+    /// Named features to a number, or several
+    TabularRegression,
     /// Anything that MLflow's clients load and predict does not
     Custom,
 }
@@ -274,11 +280,16 @@ pub struct VersionDraft {
 impl VersionDraft {
     /// Checks what the types alone don't.
     pub fn check(&self) -> Result<()> {
-        check_text("description", &self.description, MAX_DESCRIPTION)?;
+        check_described(&self.description, &self.tags)?;
         pairs("parameters", &self.parameters)?;
-        pairs("tags", &self.tags)?;
         self.signature.as_ref().map_or(Ok(()), Signature::check)
     }
+}
+
+/// Checks the description and the tags of a version.
+pub(crate) fn check_described(description: &str, tags: &BTreeMap<String, String>) -> Result<()> {
+    check_text("description", description, MAX_DESCRIPTION)?;
+    pairs("tags", tags)
 }
 
 /// Where an alias is to point.

@@ -133,6 +133,8 @@ impl Running {
                         queue: done.started.saturating_duration_since(self.accepted),
                         compute: done.ended - done.started,
                         batch: done.batch,
+                        tokens: prompt_tokens,
+                        cached: 0,
                     };
                     Ok(Event::Finish(Finish { reason, prompt_tokens, completion_tokens, timing }))
                 }

@@ -67,6 +67,9 @@ impl Loaded {
                 let engine = Generator::load(&gguf(&release, dir)?)?;
                 Engine::Generation(Generation::start(name, engine, sizing.generation, meters())?)
             }
+            Task::TextSparseEmbedding | Task::TextClassification | Task::TabularRegression => {
+                bail!("a model that {} cannot be loaded", release.task.does())
+            }
             Task::TabularClassification => {
                 let path = dir.join("model.json");
                 let bytes = std::fs::read(&path).context("a tabular version needs model.json")?;

@@ -26,6 +26,9 @@ pub enum Task {
     TextReranking,
     TextGeneration,
     TabularClassification,
+    TextSparseEmbedding,
+    TextClassification,
+    TabularRegression,
 }
 
 /// One input column of a tabular model.
@@ -64,7 +67,10 @@ impl Task {
             Self::TextEmbedding => "embeds texts",
             Self::TextReranking => "reranks documents",
             Self::TextGeneration => "generates text",
-            Self::TabularClassification => "scores tabular rows",
+            Self::TabularClassification => "classifies tabular rows",
+            Self::TextSparseEmbedding => "makes sparse vectors of texts",
+            Self::TextClassification => "classifies texts",
+            Self::TabularRegression => "predicts numbers from tabular rows",
         }
     }
 }

@@ -245,6 +245,7 @@ async fn compute<O: Send + 'static>(
         .submit(jobs, deadline)
         .map_err(|full| Error::QueueFull { model: model.to_owned(), retry_after: full.retry_after })?;
     let (outputs, timing) = gather(accepted, tickets).await?;
+    let timing = Timing { tokens: places.iter().flatten().sum(), ..timing };
     let mut outputs = outputs.into_iter();
     let items = places.into_iter().map(|place| {
         let tokens = place?;

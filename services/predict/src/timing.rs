@@ -16,6 +16,10 @@ pub struct Timing {
     pub compute: Duration,
     /// Inputs computed together with one of the call's own, in the largest batch.
     pub batch: usize,
+    /// Tokens of the call's inputs.
+    pub tokens: usize,
+    /// Inputs answered from the response cache.
+    pub cached: usize,
 }
 
 /// Waits for the answers to one call's items. An item that panicked is an error of its own; an expired one ends the call.
@@ -39,6 +43,7 @@ pub async fn gather<O>(accepted: Instant, tickets: Vec<Ticket<O>>) -> Result<(Ve
         queue: started.saturating_duration_since(accepted),
         compute: ended - started,
         batch,
+        ..Timing::default()
     });
     Ok((outputs, timing))
 }

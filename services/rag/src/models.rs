@@ -144,11 +144,8 @@ impl Models {
             model: self.config.generator.clone(),
             prompt,
             max_tokens,
-            temperature: None,
-            top_p: None,
-            top_k: None,
-            seed: None,
             stop,
+            ..GenerateRequest::default()
         };
         Ok(self.client.clone().generate(request).await.map_err(Error::from_predict)?.into_inner())
     }

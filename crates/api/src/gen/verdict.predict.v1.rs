@@ -22,6 +22,12 @@ pub struct ServedBy {
     /// Inputs that were computed together, those of other callers included.
     #[prost(uint32, tag = "7")]
     pub batch_size: u32,
+    /// Tokens the model saw of this call's inputs, special ones included; 0 for tabular models.
+    #[prost(uint32, tag = "8")]
+    pub input_tokens: u32,
+    /// Inputs answered from the response cache.
+    #[prost(uint32, tag = "9")]
+    pub cached_inputs: u32,
 }
 /// Why one input of several failed; the others have their answers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -70,6 +76,164 @@ pub struct Embedding {
     pub error: ::core::option::Option<ItemError>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamEmbedRequest {
+    /// Comes back with the answer; at most 128 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<EmbedRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamEmbedResponse {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(oneof = "stream_embed_response::Result", tags = "2, 3")]
+    pub result: ::core::option::Option<stream_embed_response::Result>,
+}
+/// Nested message and enum types in `StreamEmbedResponse`.
+pub mod stream_embed_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "2")]
+        Response(super::EmbedResponse),
+        #[prost(message, tag = "3")]
+        Error(super::ItemError),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EmbedSparseRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// 1 to 1024 texts.
+    #[prost(string, repeated, tag = "2")]
+    pub inputs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Cut a text that is longer than the model takes; an item error (TOO_LONG) otherwise.
+    #[prost(bool, tag = "3")]
+    pub truncate: bool,
+    /// Keep this many of the greatest weights of each text; all when 0.
+    #[prost(uint32, tag = "4")]
+    pub top_k: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EmbedSparseResponse {
+    /// In the order of the inputs.
+    #[prost(message, repeated, tag = "1")]
+    pub embeddings: ::prost::alloc::vec::Vec<SparseEmbedding>,
+    #[prost(message, optional, tag = "2")]
+    pub served_by: ::core::option::Option<ServedBy>,
+}
+/// The sparse vector of one text, or why there is none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SparseEmbedding {
+    /// Token ids of the model's vocabulary, ascending.
+    #[prost(uint32, repeated, tag = "1")]
+    pub indices: ::prost::alloc::vec::Vec<u32>,
+    /// The weight of each, above 0.
+    #[prost(float, repeated, tag = "2")]
+    pub values: ::prost::alloc::vec::Vec<f32>,
+    /// Tokens the model saw, special ones included.
+    #[prost(uint32, tag = "3")]
+    pub tokens: u32,
+    #[prost(message, optional, tag = "4")]
+    pub error: ::core::option::Option<ItemError>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamEmbedSparseRequest {
+    /// Comes back with the answer; at most 128 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<EmbedSparseRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamEmbedSparseResponse {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(oneof = "stream_embed_sparse_response::Result", tags = "2, 3")]
+    pub result: ::core::option::Option<stream_embed_sparse_response::Result>,
+}
+/// Nested message and enum types in `StreamEmbedSparseResponse`.
+pub mod stream_embed_sparse_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "2")]
+        Response(super::EmbedSparseResponse),
+        #[prost(message, tag = "3")]
+        Error(super::ItemError),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClassifyRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// 1 to 1024 texts.
+    #[prost(string, repeated, tag = "2")]
+    pub inputs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Cut a text that is longer than the model takes; an item error (TOO_LONG) otherwise.
+    #[prost(bool, tag = "3")]
+    pub truncate: bool,
+    /// How many labels of each text to return; all when 0.
+    #[prost(uint32, tag = "4")]
+    pub top_k: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClassifyResponse {
+    /// In the order of the inputs.
+    #[prost(message, repeated, tag = "1")]
+    pub classifications: ::prost::alloc::vec::Vec<Classification>,
+    #[prost(message, optional, tag = "2")]
+    pub served_by: ::core::option::Option<ServedBy>,
+}
+/// The labels of one text, or why there are none.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Classification {
+    /// Best first.
+    #[prost(message, repeated, tag = "1")]
+    pub labels: ::prost::alloc::vec::Vec<LabelScore>,
+    /// Tokens the model saw, special ones included.
+    #[prost(uint32, tag = "2")]
+    pub tokens: u32,
+    #[prost(message, optional, tag = "3")]
+    pub error: ::core::option::Option<ItemError>,
+}
+/// How well a label fits.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LabelScore {
+    /// As the model's config.json names it.
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    /// 0 to 1: softmax over the labels, or the sigmoid of this one where the model is multi-label.
+    #[prost(float, tag = "2")]
+    pub score: f32,
+    #[prost(float, tag = "3")]
+    pub logit: f32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamClassifyRequest {
+    /// Comes back with the answer; at most 128 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<ClassifyRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamClassifyResponse {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(oneof = "stream_classify_response::Result", tags = "2, 3")]
+    pub result: ::core::option::Option<stream_classify_response::Result>,
+}
+/// Nested message and enum types in `StreamClassifyResponse`.
+pub mod stream_classify_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "2")]
+        Response(super::ClassifyResponse),
+        #[prost(message, tag = "3")]
+        Error(super::ItemError),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RerankRequest {
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
@@ -110,10 +274,36 @@ pub struct RankedDocument {
     #[prost(message, optional, tag = "5")]
     pub error: ::core::option::Option<ItemError>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamRerankRequest {
+    /// Comes back with the answer; at most 128 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<RerankRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamRerankResponse {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(oneof = "stream_rerank_response::Result", tags = "2, 3")]
+    pub result: ::core::option::Option<stream_rerank_response::Result>,
+}
+/// Nested message and enum types in `StreamRerankResponse`.
+pub mod stream_rerank_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "2")]
+        Response(super::RerankResponse),
+        #[prost(message, tag = "3")]
+        Error(super::ItemError),
+    }
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateRequest {
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
+    /// Taken as it is. Either this or `messages`.
     #[prost(string, tag = "2")]
     pub prompt: ::prost::alloc::string::String,
     /// Most tokens to generate; 128 when 0. Together with the prompt at most the model's context.
@@ -134,6 +324,38 @@ pub struct GenerateRequest {
     /// Generation ends before any of these would appear; at most 16.
     #[prost(string, repeated, tag = "8")]
     pub stop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// A conversation, put into the model's own chat template; FAILED_PRECONDITION (reason NO_CHAT_TEMPLATE) where the
+    /// file has none. Either this or `prompt`.
+    #[prost(message, repeated, tag = "9")]
+    pub messages: ::prost::alloc::vec::Vec<ChatMessage>,
+    /// Leave out tokens less probable than this share of the most probable one's probability; absent or 0: none.
+    #[prost(float, optional, tag = "10")]
+    pub min_p: ::core::option::Option<f32>,
+    /// Divide (multiply where negative) the logit of every token that has appeared; absent or 1: off.
+    #[prost(float, optional, tag = "11")]
+    pub repetition_penalty: ::core::option::Option<f32>,
+    /// Taken off a token's logit once per time it has been generated; -2 to 2, absent: 0.
+    #[prost(float, optional, tag = "12")]
+    pub frequency_penalty: ::core::option::Option<f32>,
+    /// Taken off a token's logit once it has been generated; -2 to 2, absent: 0.
+    #[prost(float, optional, tag = "13")]
+    pub presence_penalty: ::core::option::Option<f32>,
+    /// A JSON Schema, as JSON text: the answer is JSON that it accepts. A schema or keyword that can't be followed is
+    /// INVALID_ARGUMENT.
+    #[prost(string, tag = "14")]
+    pub json_schema: ::prost::alloc::string::String,
+    /// Also say the most probable alternatives of each token; at most 20.
+    #[prost(uint32, tag = "15")]
+    pub top_logprobs: u32,
+}
+/// One message of a conversation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    #[prost(string, tag = "1")]
+    pub role: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub content: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GenerateResponse {
@@ -161,6 +383,19 @@ pub struct GeneratedToken {
     /// Natural logarithm of the token's probability before temperature.
     #[prost(float, tag = "3")]
     pub logprob: f32,
+    /// The most probable tokens of this step, best first, where `top_logprobs` asked for them.
+    #[prost(message, repeated, tag = "4")]
+    pub top: ::prost::alloc::vec::Vec<TokenLogprob>,
+}
+/// A token there could have been.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenLogprob {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+    #[prost(float, tag = "3")]
+    pub logprob: f32,
 }
 /// The last message of a generation.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -173,6 +408,9 @@ pub struct GenerateFinish {
     pub completion_tokens: u32,
     #[prost(message, optional, tag = "4")]
     pub served_by: ::core::option::Option<ServedBy>,
+    /// Tokens of the prompt that were not computed again: another call with the same beginning had left them.
+    #[prost(uint32, tag = "5")]
+    pub cached_prompt_tokens: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PredictRequest {
@@ -231,14 +469,123 @@ pub struct Matrix {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PredictResponse {
-    /// One probability per row.
+    /// Rows × outputs, row-major. One output, the probability of the second class, for binary classifiers; one per class
+    /// for the others; empty for regression.
     #[prost(float, repeated, tag = "1")]
     pub probabilities: ::prost::alloc::vec::Vec<f32>,
-    /// One margin (log-odds) per row.
+    /// Rows × outputs: what the model adds up before the link function; log-odds for binary classifiers.
     #[prost(float, repeated, tag = "2")]
     pub margins: ::prost::alloc::vec::Vec<f32>,
     #[prost(message, optional, tag = "3")]
     pub served_by: ::core::option::Option<ServedBy>,
+    /// Numbers per row in `margins`.
+    #[prost(uint32, tag = "4")]
+    pub outputs: u32,
+    /// Names of the classes, in the order of the outputs, where the model knows them.
+    #[prost(string, repeated, tag = "5")]
+    pub classes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Regression: one value per row and output, after the link function.
+    #[prost(float, repeated, tag = "6")]
+    pub values: ::prost::alloc::vec::Vec<f32>,
+    /// Rows that could not be scored; their numbers are NaN.
+    #[prost(message, repeated, tag = "7")]
+    pub errors: ::prost::alloc::vec::Vec<RowError>,
+}
+/// Why a row has no score.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RowError {
+    /// Position in the request.
+    #[prost(uint32, tag = "1")]
+    pub row: u32,
+    #[prost(message, optional, tag = "2")]
+    pub error: ::core::option::Option<ItemError>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPredictRequest {
+    /// Comes back with the answer; at most 128 bytes.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub request: ::core::option::Option<PredictRequest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPredictResponse {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(oneof = "stream_predict_response::Result", tags = "2, 3")]
+    pub result: ::core::option::Option<stream_predict_response::Result>,
+}
+/// Nested message and enum types in `StreamPredictResponse`.
+pub mod stream_predict_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Result {
+        #[prost(message, tag = "2")]
+        Response(super::PredictResponse),
+        #[prost(message, tag = "3")]
+        Error(super::ItemError),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainRequest {
+    /// A tabular model.
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// How many contributions of each output to return, by magnitude; all when 0.
+    #[prost(uint32, tag = "4")]
+    pub top_k: u32,
+    #[prost(oneof = "explain_request::Input", tags = "2, 3")]
+    pub input: ::core::option::Option<explain_request::Input>,
+}
+/// Nested message and enum types in `ExplainRequest`.
+pub mod explain_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Input {
+        #[prost(message, tag = "2")]
+        Rows(super::Rows),
+        #[prost(message, tag = "3")]
+        Matrix(super::Matrix),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainResponse {
+    /// Row by row, and for each row output by output.
+    #[prost(message, repeated, tag = "1")]
+    pub explanations: ::prost::alloc::vec::Vec<Explanation>,
+    /// Names of the columns that `Explanation.features` counts.
+    #[prost(string, repeated, tag = "2")]
+    pub features: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Names of the classes, in the order of the outputs, where the model knows them.
+    #[prost(string, repeated, tag = "3")]
+    pub classes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Numbers per row.
+    #[prost(uint32, tag = "4")]
+    pub outputs: u32,
+    #[prost(message, optional, tag = "5")]
+    pub served_by: ::core::option::Option<ServedBy>,
+    /// Rows that could not be explained; they have no explanations.
+    #[prost(message, repeated, tag = "6")]
+    pub errors: ::prost::alloc::vec::Vec<RowError>,
+}
+/// Why one output of one row is what it is: base value + sum of all contributions = margin.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Explanation {
+    /// Position of the row in the request.
+    #[prost(uint32, tag = "1")]
+    pub row: u32,
+    #[prost(uint32, tag = "2")]
+    pub output: u32,
+    /// What the model gives.
+    #[prost(float, tag = "3")]
+    pub margin: f32,
+    /// What it gives on average over its training data.
+    #[prost(float, tag = "4")]
+    pub base_value: f32,
+    /// Columns, greatest magnitude first.
+    #[prost(uint32, repeated, tag = "5")]
+    pub features: ::prost::alloc::vec::Vec<u32>,
+    /// SHAP value of each, in the unit of the margin.
+    #[prost(float, repeated, tag = "6")]
+    pub contributions: ::prost::alloc::vec::Vec<f32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenizeRequest {
@@ -511,6 +858,94 @@ pub mod predict_service_client {
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Embed"));
             self.inner.unary(req, path, codec).await
         }
+        /// Embed, many requests on one stream. Answers come as they are ready, each with the id of its request; a request that
+        /// fails is answered by its error and the stream goes on. So with all calls named Stream….
+        pub async fn stream_embed(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::StreamEmbedRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamEmbedResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/StreamEmbed",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.PredictService", "StreamEmbed"),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Turns texts into sparse vectors over the model's vocabulary (SPLADE).
+        pub async fn embed_sparse(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EmbedSparseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EmbedSparseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/EmbedSparse",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.PredictService", "EmbedSparse"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn stream_embed_sparse(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::StreamEmbedSparseRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamEmbedSparseResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/StreamEmbedSparse",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.predict.v1.PredictService",
+                        "StreamEmbedSparse",
+                    ),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
         /// Scores documents against a query with a cross-encoder; best first.
         pub async fn rerank(
             &mut self,
@@ -533,7 +968,93 @@ pub mod predict_service_client {
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Rerank"));
             self.inner.unary(req, path, codec).await
         }
-        /// Continues a prompt; one message per token, the last one says why it ended.
+        pub async fn stream_rerank(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::StreamRerankRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamRerankResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/StreamRerank",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.PredictService", "StreamRerank"),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Says which of the model's labels fit a text; best first.
+        pub async fn classify(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClassifyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClassifyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/Classify",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.PredictService", "Classify"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn stream_classify(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::StreamClassifyRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamClassifyResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/StreamClassify",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.predict.v1.PredictService",
+                        "StreamClassify",
+                    ),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Continues a prompt or a conversation; one message per token, the last one says why it ended.
         pub async fn generate(
             &mut self,
             request: impl tonic::IntoRequest<super::GenerateRequest>,
@@ -583,6 +1104,59 @@ pub mod predict_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Predict"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn stream_predict(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::StreamPredictRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamPredictResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/StreamPredict",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.PredictService", "StreamPredict"),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Says how much each feature contributed to each row's score (exact TreeSHAP; for linear models the exact shares).
+        pub async fn explain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.PredictService/Explain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Explain"));
             self.inner.unary(req, path, codec).await
         }
         /// Splits texts into the tokens the model sees, with byte offsets.
@@ -689,18 +1263,91 @@ pub mod predict_service_server {
             &self,
             request: tonic::Request<super::EmbedRequest>,
         ) -> std::result::Result<tonic::Response<super::EmbedResponse>, tonic::Status>;
+        /// Server streaming response type for the StreamEmbed method.
+        type StreamEmbedStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamEmbedResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Embed, many requests on one stream. Answers come as they are ready, each with the id of its request; a request that
+        /// fails is answered by its error and the stream goes on. So with all calls named Stream….
+        async fn stream_embed(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamEmbedRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamEmbedStream>,
+            tonic::Status,
+        >;
+        /// Turns texts into sparse vectors over the model's vocabulary (SPLADE).
+        async fn embed_sparse(
+            &self,
+            request: tonic::Request<super::EmbedSparseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EmbedSparseResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the StreamEmbedSparse method.
+        type StreamEmbedSparseStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::StreamEmbedSparseResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_embed_sparse(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamEmbedSparseRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamEmbedSparseStream>,
+            tonic::Status,
+        >;
         /// Scores documents against a query with a cross-encoder; best first.
         async fn rerank(
             &self,
             request: tonic::Request<super::RerankRequest>,
         ) -> std::result::Result<tonic::Response<super::RerankResponse>, tonic::Status>;
+        /// Server streaming response type for the StreamRerank method.
+        type StreamRerankStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamRerankResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_rerank(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamRerankRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamRerankStream>,
+            tonic::Status,
+        >;
+        /// Says which of the model's labels fit a text; best first.
+        async fn classify(
+            &self,
+            request: tonic::Request<super::ClassifyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClassifyResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the StreamClassify method.
+        type StreamClassifyStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamClassifyResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_classify(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamClassifyRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamClassifyStream>,
+            tonic::Status,
+        >;
         /// Server streaming response type for the Generate method.
         type GenerateStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::GenerateResponse, tonic::Status>,
             >
             + std::marker::Send
             + 'static;
-        /// Continues a prompt; one message per token, the last one says why it ended.
+        /// Continues a prompt or a conversation; one message per token, the last one says why it ended.
         async fn generate(
             &self,
             request: tonic::Request<super::GenerateRequest>,
@@ -710,6 +1357,24 @@ pub mod predict_service_server {
             &self,
             request: tonic::Request<super::PredictRequest>,
         ) -> std::result::Result<tonic::Response<super::PredictResponse>, tonic::Status>;
+        /// Server streaming response type for the StreamPredict method.
+        type StreamPredictStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamPredictResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_predict(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::StreamPredictRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamPredictStream>,
+            tonic::Status,
+        >;
+        /// Says how much each feature contributed to each row's score (exact TreeSHAP; for linear models the exact shares).
+        async fn explain(
+            &self,
+            request: tonic::Request<super::ExplainRequest>,
+        ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
         /// Splits texts into the tokens the model sees, with byte offsets.
         async fn tokenize(
             &self,
@@ -866,6 +1531,148 @@ pub mod predict_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/verdict.predict.v1.PredictService/StreamEmbed" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamEmbedSvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::StreamingService<super::StreamEmbedRequest>
+                    for StreamEmbedSvc<T> {
+                        type Response = super::StreamEmbedResponse;
+                        type ResponseStream = T::StreamEmbedStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamEmbedRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::stream_embed(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamEmbedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/EmbedSparse" => {
+                    #[allow(non_camel_case_types)]
+                    struct EmbedSparseSvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::UnaryService<super::EmbedSparseRequest>
+                    for EmbedSparseSvc<T> {
+                        type Response = super::EmbedSparseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EmbedSparseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::embed_sparse(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EmbedSparseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/StreamEmbedSparse" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamEmbedSparseSvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::StreamingService<super::StreamEmbedSparseRequest>
+                    for StreamEmbedSparseSvc<T> {
+                        type Response = super::StreamEmbedSparseResponse;
+                        type ResponseStream = T::StreamEmbedSparseStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamEmbedSparseRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::stream_embed_sparse(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamEmbedSparseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/verdict.predict.v1.PredictService/Rerank" => {
                     #[allow(non_camel_case_types)]
                     struct RerankSvc<T: PredictService>(pub Arc<T>);
@@ -907,6 +1714,148 @@ pub mod predict_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/StreamRerank" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamRerankSvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::StreamingService<super::StreamRerankRequest>
+                    for StreamRerankSvc<T> {
+                        type Response = super::StreamRerankResponse;
+                        type ResponseStream = T::StreamRerankStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamRerankRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::stream_rerank(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamRerankSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/Classify" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClassifySvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::UnaryService<super::ClassifyRequest>
+                    for ClassifySvc<T> {
+                        type Response = super::ClassifyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ClassifyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::classify(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClassifySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/StreamClassify" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamClassifySvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::StreamingService<super::StreamClassifyRequest>
+                    for StreamClassifySvc<T> {
+                        type Response = super::StreamClassifyResponse;
+                        type ResponseStream = T::StreamClassifyStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamClassifyRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::stream_classify(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamClassifySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -987,6 +1936,99 @@ pub mod predict_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PredictSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/StreamPredict" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamPredictSvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::StreamingService<super::StreamPredictRequest>
+                    for StreamPredictSvc<T> {
+                        type Response = super::StreamPredictResponse;
+                        type ResponseStream = T::StreamPredictStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::StreamPredictRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::stream_predict(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamPredictSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.PredictService/Explain" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExplainSvc<T: PredictService>(pub Arc<T>);
+                    impl<
+                        T: PredictService,
+                    > tonic::server::UnaryService<super::ExplainRequest>
+                    for ExplainSvc<T> {
+                        type Response = super::ExplainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExplainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PredictService>::explain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExplainSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -42,6 +42,10 @@ impl ArtifactStore for Memory {
     }
 
     async fn remove(&self, _: &[Sha256Hex], _: Instant) -> Result<()> {
+        Ok(())
+    }
+
+    async fn sweep(&self, _: Duration) -> Result<()> {
         Ok(())
     }
 }

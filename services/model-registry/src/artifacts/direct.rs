@@ -2,7 +2,7 @@
 //!
 //! A file that arrives in parts this way is nobody's until all of it is there: it lies under `incoming/`, is then read
 //! once for its SHA-256, and moved to the place its content has. What is left there for a day is cleared away
-//! at the next start.
+//! within the next hour.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use futures::TryStreamExt;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::s3::{Bucket, STALE_AFTER, body_of, explained, unavailable};
+use super::s3::{Bucket, body_of, explained, is_older, unavailable};
 use super::{ArtifactStore, Body, Direction, checked};
 use crate::error::{Error, Result};
 use crate::model::{Artifact, MAX_ARTIFACT_BYTES};
@@ -164,13 +164,14 @@ impl Bucket {
     }
 
     /// Removes uploads that came to an end nobody acted on, long ago.
-    pub(super) async fn sweep_incoming(&self) -> std::result::Result<(), aws_sdk_s3::Error> {
-        let found = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.incoming("")).send().await?;
-        for object in found.contents() {
-            let modified = object.last_modified().and_then(|time| std::time::SystemTime::try_from(*time).ok());
-            let is_stale = modified.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > STALE_AFTER);
-            if let (true, Some(key)) = (is_stale, object.key()) {
-                self.client.delete_object().bucket(&self.bucket).key(key).send().await?;
+    pub(super) async fn sweep_incoming(&self, stale_after: Duration) -> Result<()> {
+        let list = self.client.list_objects_v2().bucket(&self.bucket).prefix(self.incoming(""));
+        let mut pages = list.into_paginator().send();
+        while let Some(page) = pages.try_next().await.map_err(unavailable)? {
+            for object in page.contents().iter().filter(|object| is_older(object.last_modified(), stale_after)) {
+                let Some(key) = object.key() else { continue };
+                self.client.delete_object().bucket(&self.bucket).key(key).send().await.map_err(unavailable)?;
+                tracing::info!(key, "removed an upload that nobody has acted on");
             }
         }
         Ok(())

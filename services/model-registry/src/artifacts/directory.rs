@@ -3,8 +3,8 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 use std::time::UNIX_EPOCH;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use async_trait::async_trait;
@@ -36,7 +36,7 @@ impl Directory {
         let swept = spawn_blocking(move || {
             std::fs::create_dir_all(blobs)?;
             std::fs::create_dir_all(&unfinished)?;
-            sweep(&unfinished)
+            sweep(&unfinished, Duration::ZERO)
         });
         let swept = swept.await?.context(context)?;
         if swept > 0 {
@@ -134,6 +134,11 @@ impl ArtifactStore for Directory {
         })
         .await
     }
+
+    async fn sweep(&self, stale_after: Duration) -> Result<()> {
+        let unfinished = self.unfinished();
+        blocking(move || sweep(&unfinished, stale_after)).await.map(drop)
+    }
 }
 
 /// The files in one directory of those named by the `first` two digits.
@@ -193,21 +198,28 @@ impl Drop for Unfinished {
     }
 }
 
-/// Removes the files nobody is writing any more; returns how many.
-fn sweep(unfinished: &Path) -> io::Result<usize> {
+/// Removes the files nobody is writing any more, if they were written longer than `stale_after` ago; returns how many.
+fn sweep(unfinished: &Path, stale_after: Duration) -> io::Result<usize> {
     let mut swept = 0;
     for entry in std::fs::read_dir(unfinished)? {
-        let path = entry?.path();
-        match File::open(&path)?.try_lock() {
-            Ok(()) => {
-                std::fs::remove_file(&path)?;
-                swept += 1;
-            }
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(error)) => return Err(error),
+        match sweep_one(&entry?.path(), stale_after) {
+            Ok(is_gone) => swept += usize::from(is_gone),
+            // It has been finished, or swept by another process, since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(swept)
+}
+
+fn sweep_one(path: &Path, stale_after: Duration) -> io::Result<bool> {
+    let file = File::open(path)?;
+    let age = file.metadata()?.modified()?.elapsed().unwrap_or_default();
+    match file.try_lock() {
+        Ok(()) if age >= stale_after => std::fs::remove_file(path).map(|()| true),
+        Ok(()) | Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T> {

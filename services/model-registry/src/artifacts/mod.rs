@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -55,6 +55,8 @@ pub trait ArtifactStore: Send + Sync {
     ///
     /// Begins none after `deadline`, and returns when those it has begun are done: who calls holds locks meanwhile.
     async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()>;
+    /// Clears away what uploads have left here that began, or came to an end, longer than `stale_after` ago.
+    async fn sweep(&self, stale_after: Duration) -> Result<()>;
 }
 
 /// Bytes that are kept.

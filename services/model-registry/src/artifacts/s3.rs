@@ -11,7 +11,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::Credentials;
 use aws_sdk_s3::error::{DisplayErrorContext, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
-use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart, Object};
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use bytes::{Bytes, BytesMut};
@@ -27,8 +27,6 @@ use crate::names::Sha256Hex;
 /// Size of a part, and the largest file that is put whole: what one upload holds in memory. S3 takes 10,000 parts, so this
 /// reaches 80 GB.
 const PART_BYTES: usize = 8 << 20;
-/// Uploads in parts that began longer ago than this were cut off.
-pub(super) const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Deletions under way at once.
 const DELETIONS_AT_ONCE: usize = 10;
 
@@ -56,14 +54,12 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// Opens an existing bucket and aborts what uploads left that were cut off long ago. `prefix` is empty or ends in '/'.
+    /// Opens an existing bucket. `prefix` is empty or ends in '/'.
     pub async fn open(client: Client, bucket: String, prefix: String) -> anyhow::Result<Self> {
         let this = Self { client, bucket, prefix };
         let context =
             || format!("ARTIFACT_STORE: cannot use the S3 bucket `{}`; does it exist, may it be read?", this.bucket);
         this.client.head_bucket().bucket(&this.bucket).send().await.map_err(explained).with_context(context)?;
-        this.sweep().await.map_err(explained).with_context(context)?;
-        this.sweep_incoming().await.map_err(explained).with_context(context)?;
         Ok(this)
     }
 
@@ -72,18 +68,28 @@ impl Bucket {
         format!("{}sha256/{first}/{rest}", self.prefix)
     }
 
-    async fn sweep(&self) -> std::result::Result<(), aws_sdk_s3::Error> {
-        let found = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix).send().await?;
-        for upload in found.uploads() {
-            let began = upload.initiated().and_then(|time| SystemTime::try_from(*time).ok());
-            let is_stale = began.and_then(|began| began.elapsed().ok()).is_some_and(|age| age > STALE_AFTER);
-            if is_stale {
+    /// Aborts uploads in parts that began long ago: S3 keeps their parts until then.
+    async fn sweep_parts(&self, stale_after: Duration) -> Result<()> {
+        let (mut key_marker, mut id_marker) = (None, None);
+        loop {
+            let list = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix);
+            let list = list.set_key_marker(key_marker).set_upload_id_marker(id_marker);
+            let found = list.send().await.map_err(unavailable)?;
+            for upload in found.uploads().iter().filter(|upload| is_older(upload.initiated(), stale_after)) {
                 let (key, id) = (upload.key().unwrap_or_default(), upload.upload_id().unwrap_or_default());
-                self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id).send().await?;
-                tracing::info!(key, "aborted an upload that was cut off");
+                let abort = self.client.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(id);
+                match abort.send().await {
+                    Ok(_) => tracing::info!(key, "aborted an upload that was cut off"),
+                    // It has ended since it was listed.
+                    Err(error) if error.as_service_error().is_some_and(|error| error.is_no_such_upload()) => {}
+                    Err(error) => return Err(unavailable(error)),
+                }
             }
+            if found.is_truncated() != Some(true) || found.next_key_marker().is_none() {
+                return Ok(());
+            }
+            (key_marker, id_marker) = (found.next_key_marker, found.next_upload_id_marker);
         }
-        Ok(())
     }
 
     async fn put_whole(&self, key: &str, mut body: Body<'_>) -> Result<()> {
@@ -193,6 +199,17 @@ impl ArtifactStore for Bucket {
         }
         outcome
     }
+
+    async fn sweep(&self, stale_after: Duration) -> Result<()> {
+        self.sweep_parts(stale_after).await?;
+        self.sweep_incoming(stale_after).await
+    }
+}
+
+/// Whether that time is longer ago.
+pub(super) fn is_older(time: Option<&DateTime>, than: Duration) -> bool {
+    let time = time.and_then(|time| SystemTime::try_from(*time).ok());
+    time.and_then(|time| time.elapsed().ok()).is_some_and(|age| age > than)
 }
 
 /// The bytes of an object.

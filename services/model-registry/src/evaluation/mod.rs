@@ -19,6 +19,9 @@ pub mod reading;
 
 /// Most fields a dataset's records may have together.
 pub const MAX_FIELDS: usize = 10_000;
+/// Most bytes of records on one page, as JSON; a record that is larger comes alone. It leaves room below the 4 MiB that gRPC's
+/// clients take by default.
+pub const MAX_PAGE_BYTES: usize = 2 << 20;
 /// Most names of scorers in an experiment, and most versions of one: both are listed without pages.
 pub const MAX_SCORERS: i64 = 1_000;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use verdict_api::registry as api;
 use verdict_api::registry::audit_service_server::AuditServiceServer;
 use verdict_api::registry::download_artifact_response::Part as Downloaded;
 use verdict_api::registry::evaluation_service_server::EvaluationServiceServer;
+use verdict_api::registry::file_service_server::FileServiceServer;
 use verdict_api::registry::lineage_service_server::LineageServiceServer;
 use verdict_api::registry::model_registry_service_server::{ModelRegistryService, ModelRegistryServiceServer};
 use verdict_api::registry::protection_service_server::ProtectionServiceServer;
@@ -28,10 +30,12 @@ use crate::feed::Feed;
 use crate::metrics::ARTIFACT_BYTES;
 use crate::model::{Artifact, Updated};
 use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
+use crate::registration;
 use crate::store::{Call, Everything};
 
 mod audit;
 mod evaluation;
+mod files;
 mod lineage;
 mod protection;
 mod traces;
@@ -44,6 +48,8 @@ pub(crate) struct Registry {
     pub(crate) store: Arc<dyn Everything>,
     pub(crate) artifacts: Arc<dyn ArtifactStore>,
     pub(crate) spool: Spool,
+    /// Where files of runs and logged models are while they come in.
+    pub(crate) incoming: PathBuf,
     pub(crate) feed: Arc<Feed>,
 }
 
@@ -54,12 +60,15 @@ pub(crate) fn routes(registry: Registry, artifact_root: &str, max_message_bytes:
     let log = audit::Log { store: store.clone() };
     let trail = lineage::Trail { store: store.clone() };
     let evaluation = evaluation::Evaluation { store: store.clone() };
+    let (artifacts, spool) = (registry.artifacts.clone(), registry.incoming.clone());
+    let files = files::Files { store: store.clone(), artifacts, spool };
     let traces = traces::Traces { store: store.clone() };
     let guard = protection::Guard { store: store.clone(), feed: feed.clone() };
     let tracking = tracking::Tracking { store, feed, artifact_root: artifact_root.to_owned() };
     Routes::new(ModelRegistryServiceServer::new(registry).max_decoding_message_size(max_message_bytes))
         .add_service(AuditServiceServer::new(log).max_decoding_message_size(max_message_bytes))
         .add_service(EvaluationServiceServer::new(evaluation).max_decoding_message_size(max_message_bytes))
+        .add_service(FileServiceServer::new(files).max_decoding_message_size(max_message_bytes))
         .add_service(LineageServiceServer::new(trail).max_decoding_message_size(max_message_bytes))
         .add_service(ProtectionServiceServer::new(guard).max_decoding_message_size(max_message_bytes))
         .add_service(TraceServiceServer::new(traces).max_decoding_message_size(max_message_bytes))
@@ -202,14 +211,7 @@ impl ModelRegistryService for Registry {
         let path = ArtifactPath::parse("path", &path)?;
         let version = self.store.version(&Reference::Number(id)).await?;
         let artifact = version.artifact(&path)?.clone();
-        let range = range_within(&artifact, offset, length)?;
-        let is_whole = range == (0..artifact.size);
-        let body = self.artifacts.open(&artifact, range.start).await?;
-        // Only a whole file can be checked here; who resumes has the first part, and the SHA-256 from the header.
-        let body = match is_whole {
-            true => checked(body, artifact.clone(), Direction::Out),
-            false => limited(body, range.end - range.start),
-        };
+        let body = part_of(&*self.artifacts, &artifact, offset, length).await?;
         let header = api::DownloadArtifactResponse { part: Some(Downloaded::Header(artifact.into())), crc32c: None };
         let chunks = body.map_ok(|bytes| {
             counter!(ARTIFACT_BYTES, "direction" => "out").increment(bytes.len() as u64);
@@ -262,6 +264,22 @@ impl ModelRegistryService for Registry {
         let watch = self.feed.watch(models, after_sequence).await?;
         Ok(Response::new(watch.map_ok(api::WatchModelsResponse::from).map_err(Status::from).boxed()))
     }
+
+    async fn rename_model(&self, request: Request<api::RenameModelRequest>) -> Answer<api::RenameModelResponse> {
+        let api::RenameModelRequest { name, new_name, request_id, etag, validate_only } = request.into_inner();
+        let (from, to) = (ModelName::parse("name", &name)?, ModelName::parse("new_name", &new_name)?);
+        let model = self.store.rename_model(&convert::call(request_id, etag, validate_only)?, &from, &to).await?;
+        self.changed(api::RenameModelResponse { model: Some(model.into()) })
+    }
+
+    async fn register_version(
+        &self,
+        request: Request<api::RegisterVersionRequest>,
+    ) -> Answer<api::RegisterVersionResponse> {
+        let (call, wanted) = convert::registration(request.into_inner())?;
+        let version = registration::register(&*self.store, &call, wanted).await?;
+        self.changed(api::RegisterVersionResponse { version: Some(version.into()) })
+    }
 }
 
 /// Cuts what was found to one page; `found` holds one more where there is a next page.
@@ -283,18 +301,40 @@ fn uploaded(parts: Streaming<api::UploadArtifactRequest>) -> Body<'static> {
         let Some(Uploaded::Chunk(bytes)) = part else {
             return Err(Error::invalid("INVALID_UPLOAD", "chunk", "must be in every message after the first"));
         };
-        if bytes.len() > MAX_CHUNK {
-            let problem = format!("has {} bytes, at most {MAX_CHUNK} are allowed", bytes.len());
-            return Err(Error::invalid("INVALID_UPLOAD", "chunk", problem));
-        }
-        if crc32c.is_some_and(|announced| announced != crc32c::crc32c(&bytes)) {
-            let message = "a chunk has another CRC-32C than its message says; send it again".to_owned();
-            return Err(Error::DataLoss { reason: "CHUNK_MISMATCH", message });
-        }
+        check_chunk(&bytes, crc32c)?;
         counter!(ARTIFACT_BYTES, "direction" => "in").increment(bytes.len() as u64);
         Ok(Some((bytes.into(), parts)))
     });
     chunks.boxed()
+}
+
+/// Refuses a chunk that is too large, or is not what its message says.
+fn check_chunk(bytes: &[u8], announced: Option<u32>) -> Result<()> {
+    if bytes.len() > MAX_CHUNK {
+        let problem = format!("has {} bytes, at most {MAX_CHUNK} are allowed", bytes.len());
+        return Err(Error::invalid("INVALID_UPLOAD", "chunk", problem));
+    }
+    if announced.is_some_and(|announced| announced != crc32c::crc32c(bytes)) {
+        let message = "a chunk has another CRC-32C than its message says; send it again".to_owned();
+        return Err(Error::DataLoss { reason: "CHUNK_MISMATCH", message });
+    }
+    Ok(())
+}
+
+/// Reads the bytes a caller asks for. Only a whole file can be checked here; who resumes has the first part, and the SHA-256
+/// from the header.
+async fn part_of(
+    artifacts: &dyn ArtifactStore,
+    artifact: &Artifact,
+    offset: i64,
+    length: i64,
+) -> Result<Body<'static>> {
+    let range = range_within(artifact, offset, length)?;
+    let body = artifacts.open(artifact, range.start).await?;
+    Ok(match range == (0..artifact.size) {
+        true => checked(body, artifact.clone(), Direction::Out),
+        false => limited(body, range.end - range.start),
+    })
 }
 
 /// The bytes a caller asks for; all from `offset` on when `length` is 0.

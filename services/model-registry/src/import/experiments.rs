@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::pages::Pages;
 use super::wire::{ExperimentAnswer, ExperimentPage, WireExperiment};
 use super::{Failure, Found, Import, compare};
 use crate::error::Error;
@@ -25,21 +26,20 @@ impl Import<'_> {
         if !named.is_empty() || !models.is_empty() {
             return Ok(());
         }
-        let mut token = String::new();
+        let mut pages = Pages::of("experiments");
         loop {
             let query = json!({
                 "max_results": 1000,
                 "view_type": self.view(),
                 "order_by": ["experiment_id ASC"],
-                "page_token": token,
+                "page_token": pages.token(),
             });
             let page: ExperimentPage = self.source.post(&["experiments", "search"], &query).await?;
             for experiment in page.experiments {
                 let name = experiment.name.clone();
                 self.settle("experiment", &name, self.experiment(experiment)).await.map_err(Failure::Fatal)?;
             }
-            token = page.next_page_token;
-            if token.is_empty() {
+            if !pages.go_on(page.next_page_token)? {
                 return Ok(());
             }
         }

@@ -7,7 +7,8 @@ use url::Url;
 
 use super::wire::FileList;
 use super::{Failure, Found, Import};
-use crate::artifacts::{Body, incoming};
+use crate::artifacts::Body;
+use crate::artifacts::incoming::{self, Announced};
 use crate::error::Error;
 use crate::model::Artifact;
 use crate::names::ArtifactPath;
@@ -207,7 +208,8 @@ impl Import<'_> {
         let _permit = self.downloads.acquire().await.map_err(|error| Failure::Fatal(error.into()))?;
         for tried in 1.. {
             let body = self.open(place, &file.path).await?;
-            match incoming::take(self.artifacts.as_ref(), &self.spool, path.clone(), body).await {
+            match incoming::take(self.artifacts.as_ref(), &self.spool, path.clone(), &Announced::default(), body).await
+            {
                 Ok(kept) if file.size.is_none_or(|size| size == kept.size) => return Ok(kept),
                 Ok(kept) if tried >= TRIES => {
                     let listed = file.size.unwrap_or_default();

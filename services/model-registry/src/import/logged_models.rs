@@ -5,6 +5,7 @@ use std::mem;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
 
+use super::pages::Pages;
 use super::wire::LoggedModelPage;
 use super::{Failure, Found, Import, checked_id, compare};
 use crate::error::Error;
@@ -13,13 +14,13 @@ use crate::tracking::{LoggedModel, PROXY};
 impl Import<'_> {
     /// Copies the logged models of an experiment; servers before MLflow 3 have none.
     pub(super) async fn logged_models(&self, there: &str, here: i64) -> Found<()> {
-        let mut token = String::new();
+        let mut pages = Pages::of("logged models");
         loop {
             let query = json!({
                 "experiment_ids": [there],
                 "max_results": 50,
                 "order_by": [{"field_name": "creation_timestamp", "ascending": true}],
-                "page_token": token,
+                "page_token": pages.token(),
             });
             let page: LoggedModelPage = match self.source.post(&["logged-models", "search"], &query).await {
                 Err(Failure::Item { status: Some(404 | 405), .. }) => return Ok(()),
@@ -31,8 +32,7 @@ impl Import<'_> {
                 self.settle("logged model", &id, self.logged_model(model)).await
             });
             copying.await.map_err(Failure::Fatal)?;
-            token = page.next_page_token;
-            if token.is_empty() {
+            if !pages.go_on(page.next_page_token)? {
                 return Ok(());
             }
         }

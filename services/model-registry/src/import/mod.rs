@@ -35,6 +35,7 @@ mod experiments;
 mod files;
 mod logged_models;
 mod models;
+mod pages;
 mod report;
 mod runs;
 mod source;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::files::{Place, below};
+use super::pages::Pages;
 use super::wire::{
     DownloadUri, LoggedModelAnswer, ModelAnswer, ModelPage, RunAnswer, VersionPage, WireAlias, WireRegisteredModel,
     WireVersion, pairs,
@@ -61,11 +62,11 @@ impl Import<'_> {
             return Ok(());
         }
         for filter in [None, Some(IS_PROMPT)] {
-            let mut token = String::new();
+            let mut pages = Pages::of("registered models");
             loop {
                 let mut query = vec![("max_results", "100"), ("order_by", "name ASC")];
                 query.extend(filter.map(|filter| ("filter", filter)));
-                query.extend((!token.is_empty()).then_some(("page_token", token.as_str())));
+                query.extend((!pages.token().is_empty()).then_some(("page_token", pages.token())));
                 let page: ModelPage = self.source.get(&["registered-models", "search"], &query).await?;
                 for model in page.registered_models {
                     let name = model.name.clone();
@@ -73,8 +74,7 @@ impl Import<'_> {
                         .await
                         .map_err(Failure::Fatal)?;
                 }
-                token = page.next_page_token;
-                if token.is_empty() {
+                if !pages.go_on(page.next_page_token)? {
                     break;
                 }
             }
@@ -131,18 +131,17 @@ impl Import<'_> {
     async fn versions(&self, name: &ModelName, also: Option<&str>) -> Found<()> {
         let filter = format!("name = {}", quoted(name.as_str())?);
         let filter = also.map_or_else(|| filter.clone(), |also| format!("{filter} AND {also}"));
-        let mut token = String::new();
+        let mut pages = Pages::of("versions");
         loop {
             let mut query =
                 vec![("filter", filter.as_str()), ("max_results", "500"), ("order_by", "version_number ASC")];
-            query.extend((!token.is_empty()).then_some(("page_token", token.as_str())));
+            query.extend((!pages.token().is_empty()).then_some(("page_token", pages.token())));
             let page: VersionPage = self.source.get(&["model-versions", "search"], &query).await?;
             for version in page.model_versions {
                 let told = format!("{name}/{}", version.version);
                 self.settle("version", &told, self.version(name, version)).await.map_err(Failure::Fatal)?;
             }
-            token = page.next_page_token;
-            if token.is_empty() {
+            if !pages.go_on(page.next_page_token)? {
                 return Ok(());
             }
         }

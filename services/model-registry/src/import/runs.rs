@@ -7,6 +7,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde_json::json;
 use tempfile::SpooledTempFile;
 
+use super::pages::Pages;
 use super::wire::{Histories, RunAnswer, RunPage};
 use super::{Failure, Found, Import, checked_id, compare};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ const VALUES_WRITTEN: usize = 1000;
 impl Import<'_> {
     /// Copies the runs of an experiment.
     pub(super) async fn runs(&self, there: &str, here: i64) -> Found<()> {
-        let mut token = String::new();
+        let mut pages = Pages::of("runs");
         loop {
             let query = json!({
                 "experiment_ids": [there],
@@ -30,7 +31,7 @@ impl Import<'_> {
                 "max_results": 200,
                 // Those that begin meanwhile come last, so that no page moves.
                 "order_by": ["attributes.start_time ASC"],
-                "page_token": token,
+                "page_token": pages.token(),
             });
             let page: RunPage = self.source.post(&["runs", "search"], &query).await?;
             let ids = page.runs.into_iter().map(|run| run.info.run_id);
@@ -38,8 +39,7 @@ impl Import<'_> {
                 self.settle("run", &id, self.run(&id, here)).await
             });
             copying.await.map_err(Failure::Fatal)?;
-            token = page.next_page_token;
-            if token.is_empty() {
+            if !pages.go_on(page.next_page_token)? {
                 return Ok(());
             }
         }
@@ -104,16 +104,16 @@ impl Import<'_> {
         let mut spool = tempfile::spooled_tempfile_in(SPOOL_BYTES, &self.spool);
         let mut values = 0;
         for metric in &run.metrics {
-            let mut token = String::new();
+            let mut pages = Pages::of("the values of a metric");
             loop {
                 let query = [
                     ("run_id", run.id.as_str()),
                     ("metric_key", metric.key.as_str()),
                     ("max_results", VALUES_ASKED),
-                    ("page_token", token.as_str()),
+                    ("page_token", pages.token()),
                 ];
                 // A server of MLflow 2 knows no pages of them: it sends all.
-                let query = if token.is_empty() { &query[..3] } else { &query[..] };
+                let query = if pages.token().is_empty() { &query[..3] } else { &query[..] };
                 let page: Histories = self.source.get(&["metrics", "get-history"], query).await?;
                 for value in page.metrics {
                     let Metric { key, value, timestamp, step, .. } = value.into_metric();
@@ -122,8 +122,7 @@ impl Import<'_> {
                     spool.write_all(line.as_bytes()).and_then(|()| spool.write_all(b"\n")).map_err(failed)?;
                     values += 1;
                 }
-                token = page.next_page_token;
-                if token.is_empty() {
+                if !pages.go_on(page.next_page_token)? {
                     break;
                 }
             }

@@ -167,6 +167,10 @@ impl ArtifactStore for Leased {
     async fn remove(&self, garbage: &[Sha256Hex], deadline: Instant) -> Result<()> {
         self.artifacts.remove(garbage, deadline).await
     }
+
+    async fn sweep(&self, stale_after: Duration) -> Result<()> {
+        self.artifacts.sweep(stale_after).await
+    }
 }
 
 impl Leased {

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::model::{Micros, Model, Origin, Stage, Version};
+use super::bodies::{MetricBody, RunBody, VersionBody, Written};
+use crate::model::{Micros, Model, Stage, Version};
 use crate::tracking::page::token;
-use crate::tracking::{DatasetInput, Experiment, LoggedModel, LoggedModelStatus, Metric, ModelOutput, Run, RunStatus};
+use crate::tracking::{DatasetInput, Experiment, LoggedModel, LoggedModelStatus, Metric, Run, RunStatus};
 
 /// Answers with `{name: value}`.
 pub(super) fn one(name: &str, value: Value) -> Response {
@@ -39,12 +41,23 @@ pub(super) fn paged(name: &str, items: Vec<Value>, next: Option<u64>) -> Value {
     Value::Object(fields)
 }
 
+/// Answers with a page that is written as it is: the items of large pages are no [`Value`]s in between.
+pub(super) fn written<T: Serialize>(name: &'static str, items: Vec<T>, next: Option<u64>) -> Response {
+    Json(Written { name, items, next: next.map(token) }).into_response()
+}
+
+/// What is written, as a value.
+fn value(body: &impl Serialize) -> Value {
+    // Only maps whose keys are no texts have no value, and no body has such.
+    serde_json::to_value(body).unwrap_or_default()
+}
+
 /// Pairs of `key` and `value`.
 pub(super) fn pairs(pairs: BTreeMap<String, String>) -> Value {
     pairs.into_iter().map(|(key, value)| json!({"key": key, "value": value})).collect()
 }
 
-fn stage_of_life(is_deleted: bool) -> &'static str {
+pub(super) fn stage_of_life(is_deleted: bool) -> &'static str {
     if is_deleted { "deleted" } else { "active" }
 }
 
@@ -73,65 +86,20 @@ pub(super) fn run_status(status: RunStatus) -> &'static str {
 
 /// A run as a whole.
 pub(super) fn run(run: Run) -> Value {
-    let info = run_info(&run);
-    let Run { params, tags, metrics, datasets, model_inputs, model_outputs, .. } = run;
-    let inputs = json!({
-        "dataset_inputs": datasets.into_iter().map(dataset_input).collect::<Value>(),
-        "model_inputs": model_inputs.into_iter().map(|model| json!({"model_id": model})).collect::<Value>(),
-    });
-    let output = |ModelOutput { model, step }| json!({"model_id": model, "step": step});
-    json!({
-        "info": info,
-        "data": {
-            "metrics": metrics.into_iter().map(metric).collect::<Value>(),
-            "params": pairs(params),
-            "tags": pairs(tags),
-        },
-        "inputs": inputs,
-        "outputs": {"model_outputs": model_outputs.into_iter().map(output).collect::<Value>()},
-    })
+    value(&RunBody::of(&run))
 }
 
 /// A run without what it logged.
 pub(super) fn run_info(run: &Run) -> Value {
-    let mut info = json!({
-        "run_uuid": run.id,
-        "run_id": run.id,
-        "run_name": run.name,
-        "experiment_id": run.experiment.to_string(),
-        "user_id": run.user_id,
-        "status": run_status(run.status),
-        "start_time": run.start_time.0,
-        "artifact_uri": run.artifact_uri,
-        "lifecycle_stage": stage_of_life(run.is_deleted),
-    });
-    if let Some(end_time) = run.end_time {
-        info["end_time"] = end_time.0.into();
-    }
-    info
+    value(&RunBody::of(run).info)
 }
 
-/// A metric. Numbers JSON has no words for are texts, as in Protocol Buffers' JSON.
+/// A metric.
 pub(super) fn metric(metric: Metric) -> Value {
-    let Metric { key, value, timestamp, step, model, dataset } = metric;
-    let value = match value {
-        value if value.is_nan() => "NaN".into(),
-        value if value >= f64::MAX => Value::from(f64::MAX),
-        value if value <= f64::MIN => Value::from(f64::MIN),
-        value => value.into(),
-    };
-    let mut fields = json!({"key": key, "value": value, "timestamp": timestamp.0, "step": step});
-    if let Some(model) = model {
-        fields["model_id"] = model.into();
-    }
-    if let Some((name, digest)) = dataset {
-        fields["dataset_name"] = name.into();
-        fields["dataset_digest"] = digest.into();
-    }
-    fields
+    value(&MetricBody::of(&metric))
 }
 
-fn dataset_input(input: DatasetInput) -> Value {
+pub(super) fn dataset_input(input: DatasetInput) -> Value {
     let DatasetInput { name, digest, source_type, source, schema, profile, tags } = input;
     let mut dataset = json!({"name": name, "digest": digest, "source_type": source_type, "source": source});
     if let Some(schema) = schema {
@@ -185,7 +153,7 @@ pub(super) fn logged_model(model: LoggedModel) -> Value {
     })
 }
 
-fn millis(Micros(micros): Micros) -> i64 {
+pub(super) fn millis(Micros(micros): Micros) -> i64 {
     micros.div_euclid(1000)
 }
 
@@ -223,21 +191,5 @@ pub(super) fn model(model: Model, latest: Vec<Version>) -> Value {
 
 /// A version of a registered model.
 pub(super) fn version(version: Version) -> Value {
-    let Version { id, description, tags, digest, aliases, origin, create_time, update_time, .. } = version;
-    let Origin { source, run, run_link, logged_model } = origin;
-    json!({
-        "name": id.model.as_str(),
-        "version": id.number.to_string(),
-        "creation_timestamp": millis(create_time),
-        "last_updated_timestamp": millis(update_time),
-        "current_stage": stage(version.stage),
-        "description": description,
-        "source": source,
-        "run_id": run,
-        "run_link": run_link,
-        "status": if digest.is_some() { "READY" } else { "PENDING_REGISTRATION" },
-        "tags": pairs(tags),
-        "aliases": aliases,
-        "model_id": logged_model,
-    })
+    value(&VersionBody::of(&version))
 }

@@ -13,15 +13,15 @@ use futures::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 
 use super::refusal::Refusal;
-use super::registered::VERSIONS;
 use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, answer};
-use crate::artifacts::{Direction, checked, incoming, limited};
+use crate::artifacts::incoming::{self, Announced};
+use crate::artifacts::{Direction, checked, limited};
 use crate::error::{Entity, Error};
+use crate::files::{self, VERSIONS};
 use crate::metrics::ARTIFACT_BYTES;
 use crate::model::Artifact;
-use crate::names::{ArtifactPath, ModelName, Reference, VersionId};
-use crate::tracking::PROXY;
+use crate::names::{ArtifactPath, ModelName};
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -54,52 +54,24 @@ fn directory(text: &str) -> Result<String, Refusal> {
 
 /// Refuses what keeps its files elsewhere.
 pub(super) fn must_be_kept_here(uri: &str) -> Result<(), Refusal> {
-    below_proxy(uri, "").map(drop)
-}
-
-/// What a URI of this registry's own files names; others are not served from here.
-pub(super) fn below_proxy(uri: &str, relative: &str) -> Result<String, Refusal> {
-    let Some(root) = uri.strip_prefix(PROXY) else {
-        let message = format!("The files of `{uri}` are not kept by this registry: read them where they are");
-        return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message));
-    };
-    let root = root.trim_matches('/');
-    Ok(if relative.is_empty() { root.to_owned() } else { format!("{root}/{relative}") })
+    Ok(files::below(uri, "").map(drop)?)
 }
 
 /// The path of a file below a place of this registry.
 pub(super) fn of_this_registry(uri: &str, relative: &str) -> Result<ArtifactPath, Refusal> {
-    path(&below_proxy(uri, relative)?)
+    path(&files::below(uri, relative)?)
 }
 
 impl Mlflow {
-    /// Finds a file: one a client put, or one of a version, under `versions/NAME/NUMBER/`.
+    /// Finds a file.
     pub(super) async fn file(&self, path: &ArtifactPath) -> Result<Artifact, Refusal> {
-        if let Some((id, rest)) = version_in(path.as_str()) {
-            return Ok(self.store.version(&Reference::Number(id)).await?.artifact(&self::path(&rest)?)?.clone());
-        }
-        let found = self.store.file(path).await?;
-        found.ok_or_else(|| {
-            let message = format!("No such artifact: '{path}'");
-            Refusal::new(StatusCode::NOT_FOUND, "RESOURCE_DOES_NOT_EXIST", message)
-        })
+        Ok(files::find(&*self.store, path).await?)
     }
 
     /// Lists the files below a directory by their paths from there.
     async fn files(&self, directory: &str) -> Result<Vec<(String, u64)>, Refusal> {
-        let relative = |dir: &str, path: &str| {
-            let rest = if dir.is_empty() { Some(path) } else { path.strip_prefix(dir) };
-            rest.map(|rest| rest.trim_start_matches('/').to_owned())
-        };
-        let (files, dir) = match version_in(directory) {
-            Some((id, rest)) => (self.store.version(&Reference::Number(id)).await?.artifacts, rest),
-            None => (self.store.files_below(directory).await?, directory.to_owned()),
-        };
-        let below = |file: Artifact| {
-            let is_below = dir.is_empty() || file.path.as_str().starts_with(&format!("{dir}/"));
-            is_below.then(|| relative(&dir, file.path.as_str()).map(|path| (path, file.size))).flatten()
-        };
-        Ok(files.into_iter().filter_map(below).collect())
+        let files = files::list(&*self.store, directory).await?;
+        Ok(files.into_iter().map(|(path, file)| (path, file.size)).collect())
     }
 
     /// Answers with a file, or the part of it that `asked` wants.
@@ -144,23 +116,6 @@ impl Mlflow {
         }
         Ok((status, headers, Body::from_stream(body.map_err(std::io::Error::other))).into_response())
     }
-}
-
-/// Refuses a path whose files no client puts or deletes.
-pub(super) fn put_by(path: &ArtifactPath) -> Result<(), Refusal> {
-    if path.as_str() != VERSIONS && !path.as_str().starts_with(&format!("{VERSIONS}/")) {
-        return Ok(());
-    }
-    Err(Refusal::invalid(format!("Invalid path: {path}: the files of a version never change")))
-}
-
-/// Splits `versions/NAME/NUMBER/REST`.
-fn version_in(path: &str) -> Option<(VersionId, String)> {
-    let rest = path.strip_prefix(VERSIONS)?.strip_prefix('/')?;
-    let (name, rest) = rest.split_once('/')?;
-    let (number, rest) = rest.split_once('/').unwrap_or((rest, ""));
-    let model = ModelName::parse("path", name).ok()?;
-    Some((VersionId { model, number: number.parse().ok()? }, rest.to_owned()))
 }
 
 /// The bytes a `Range` header asks for.
@@ -221,16 +176,16 @@ async fn upload_to_run(State(mlflow): State<Mlflow>, parameters: Parameters, byt
 impl Mlflow {
     /// Keeps a small file below a URI of this registry's own files.
     pub(super) async fn put_below(&self, uri: &str, relative: &str, bytes: Bytes) -> Answer {
-        self.take(path(&below_proxy(uri, relative)?)?, Body::from(bytes)).await
+        self.take(path(&files::below(uri, relative)?)?, Body::from(bytes)).await
     }
 
     /// Takes a file in: spooled and hashed, kept by its hash, then noted under its path.
     async fn take(&self, path: ArtifactPath, body: Body) -> Answer {
-        put_by(&path)?;
+        files::must_be_changeable(&path)?;
         // A caller that breaks off says so itself: it is not this registry's fault.
         let broken = |error: axum::Error| Error::BrokenOff(Box::new(tonic::Status::cancelled(error.to_string())));
         let body = body.into_data_stream().map_err(broken).boxed();
-        let file = incoming::take(self.artifacts.as_ref(), &self.spool, path, body).await?;
+        let file = incoming::take(self.artifacts.as_ref(), &self.spool, path, &Announced::default(), body).await?;
         self.store.put_file(&file).await?;
         Ok(answer::nothing())
     }
@@ -242,7 +197,7 @@ async fn download(State(mlflow): State<Mlflow>, Path(text): Path<String>, header
 
 async fn delete(State(mlflow): State<Mlflow>, Path(text): Path<String>) -> Answer {
     let path = path(&text)?;
-    put_by(&path)?;
+    files::must_be_changeable(&path)?;
     mlflow.store.delete_files(&path).await?;
     Ok(answer::nothing())
 }
@@ -273,7 +228,7 @@ async fn list(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 
 async fn list_below(mlflow: &Mlflow, uri: &str, relative: &str) -> Result<Value, Refusal> {
     let relative = directory(relative)?;
-    let files = listed(mlflow.files(&below_proxy(uri, &relative)?).await?, &relative);
+    let files = listed(mlflow.files(&files::below(uri, &relative)?).await?, &relative);
     Ok(json!({"root_uri": uri, "files": files}))
 }
 
@@ -305,7 +260,7 @@ async fn file_of_logged_model(
     };
     let relative = path(&relative)?;
     let model = mlflow.store.logged_model(&id).await?;
-    mlflow.send(&path(&below_proxy(&model.artifact_location, relative.as_str())?)?, &headers).await
+    mlflow.send(&path(&files::below(&model.artifact_location, relative.as_str())?)?, &headers).await
 }
 
 type Parameters = Query<BTreeMap<String, String>>;
@@ -318,7 +273,7 @@ async fn file_of_run(State(mlflow): State<Mlflow>, headers: HeaderMap, parameter
     let run = given(&parameters, "run_id").or_else(|_| given(&parameters, "run_uuid"))?;
     let relative = path(given(&parameters, "path")?)?;
     let run = mlflow.store.run(run).await?;
-    mlflow.send(&path(&below_proxy(&run.artifact_uri, relative.as_str())?)?, &headers).await
+    mlflow.send(&path(&files::below(&run.artifact_uri, relative.as_str())?)?, &headers).await
 }
 
 async fn file_of_version(State(mlflow): State<Mlflow>, headers: HeaderMap, parameters: Parameters) -> Answer {

@@ -33,6 +33,8 @@ use crate::webhooks::Courier;
 
 mod answer;
 mod artifacts;
+mod batches;
+mod bodies;
 mod datasets;
 mod experiments;
 mod gateway;

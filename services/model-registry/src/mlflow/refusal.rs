@@ -79,6 +79,7 @@ impl From<Entity> for Refusal {
                 format!("No trace tag with key '{key}' for trace with ID '{trace}'")
             }
             Entity::Webhook(id) => format!("Webhook with ID {id} not found."),
+            Entity::File(path) => format!("No such artifact: '{path}'"),
         })
     }
 }
@@ -101,6 +102,7 @@ impl From<Error> for Refusal {
             }
             Error::Precondition { .. } => Self::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", message),
             Error::DataLoss { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "DATA_LOSS", message),
+            Error::FilesElsewhere(_) => Self::new(StatusCode::NOT_IMPLEMENTED, "NOT_IMPLEMENTED", message),
             Error::BrokenOff(_) => Self::new(StatusCode::BAD_REQUEST, "BAD_REQUEST", message),
             Error::Unavailable { dependency, source } => {
                 tracing::warn!(error = format!("{source:#}"), "{dependency} is unavailable");

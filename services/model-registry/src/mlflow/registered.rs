@@ -8,22 +8,19 @@ use axum::response::Response;
 use axum::routing::{delete as delete_of, get, patch, post};
 use serde_json::Value;
 
+use super::bodies::VersionBody;
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
-use crate::model::{AliasMove, ModelDraft, Origin, Stage, TagChange, Task, Update, Version, VersionDraft};
+use crate::files::VERSIONS;
+use crate::model::{AliasMove, ModelDraft, Origin, Stage, TagChange, Update, Version};
 use crate::names::{AliasName, ModelName, Reference, VersionId};
+use crate::registration::{self, Registration};
 use crate::search::Subject;
 use crate::store::Call;
-use crate::tracking::{LoggedModelChange, Millis, PROXY, Search, View, limits};
-use crate::webhooks::IS_PROMPT;
-
-/// Where a version's own files are read, whatever has become of its source.
-pub(super) const VERSIONS: &str = "versions";
+use crate::tracking::{PROXY, Page, Search, View, limits};
 
 /// How many copies a source is followed through.
 const MAX_COPIES: usize = 32;
-/// The tag of a logged model that lists its registered versions.
-const MODEL_VERSIONS: &str = "mlflow.modelVersions";
 
 pub(super) fn routes() -> Router<Mlflow> {
     Router::new()
@@ -266,51 +263,10 @@ async fn by_alias(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 
 async fn create_version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     let (model, source, tags) = (model_name(&fields)?, fields.required("source")?, checked_tags(&fields)?);
-    let logged_model = fields.text_or_empty("model_id")?;
-    let mut run = fields.text_or_empty("run_id")?;
-    let logged = match (source.strip_prefix("models:/"), logged_model.is_empty()) {
-        (Some(id), _) if !id.contains(['/', '@']) => Some(id.to_owned()),
-        (_, false) => Some(logged_model.clone()),
-        _ => None,
-    };
-    let mut home = None;
-    if let Some(id) = logged {
-        let logged = mlflow.store.logged_model(&id).await.map_err(|error| match error {
-            crate::error::Error::NotFound(_) => Refusal::invalid(format!(
-                "Unable to fetch model from model URI source artifact location '{source}'. Error: Logged model with ID \
-                 '{id}' not found."
-            )),
-            error => error.into(),
-        })?;
-        home = Some(logged.artifact_location);
-        if run.is_empty() {
-            run = logged.source_run;
-        }
-    }
-    if tags.get(IS_PROMPT).is_none_or(|is| !is.eq_ignore_ascii_case("true")) {
-        let home = match home {
-            None if !run.is_empty() => mlflow.store.run(&run).await.ok().map(|run| run.artifact_uri),
-            home => home,
-        };
-        limits::version_source(&source, home.as_deref())?;
-    }
+    let (logged_model, run) = (fields.text_or_empty("model_id")?, fields.text_or_empty("run_id")?);
     let origin = Origin { source, run, run_link: fields.text_or_empty("run_link")?, logged_model };
-    limits::origin(&origin)?;
-    let draft = VersionDraft {
-        model,
-        description: description(&fields)?,
-        task: Task::Custom,
-        signature: None,
-        parameters: BTreeMap::new(),
-        tags,
-        origin: Some(origin),
-    };
-    let version = mlflow.store.add_version(&Call::now(), &draft).await?;
-    if let Some(origin) = &draft.origin
-        && !origin.logged_model.is_empty()
-    {
-        mlflow.note_version(&origin.logged_model, &version.id).await?;
-    }
+    let wanted = Registration { model, description: description(&fields)?, tags, origin };
+    let version = registration::register(&*mlflow.store, &Call::now(), wanted).await?;
     mlflow.changed(answer::one("model_version", answer::version(version)))
 }
 
@@ -319,13 +275,18 @@ async fn version(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 async fn search_versions(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    Ok(answer::whole(versions(&mlflow, &fields).await?))
+    let page = page_of_versions(&mlflow, &fields).await?;
+    Ok(answer::written("model_versions", page.items.iter().map(VersionBody::of).collect(), page.next))
+}
+
+async fn page_of_versions(mlflow: &Mlflow, fields: &Fields) -> Result<Page<Version>, Refusal> {
+    let search = registry_search(fields, Subject::ModelVersions, 10_000, 200_000)?;
+    Ok(mlflow.store.search_versions(&search).await?)
 }
 
 /// What [`search_versions`] answers.
 pub(super) async fn versions(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
-    let search = registry_search(fields, Subject::ModelVersions, 10_000, 200_000)?;
-    let page = mlflow.store.search_versions(&search).await?;
+    let page = page_of_versions(mlflow, fields).await?;
     Ok(answer::paged("model_versions", page.items.into_iter().map(answer::version).collect(), page.next))
 }
 
@@ -367,20 +328,6 @@ async fn download_uri(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 impl Mlflow {
-    /// Notes on a logged model which versions were registered of it.
-    async fn note_version(&self, logged_model: &str, version: &VersionId) -> Result<(), Refusal> {
-        let before = self.store.logged_model(logged_model).await?.tags.remove(MODEL_VERSIONS).unwrap_or_default();
-        // As Python writes lists: the clients compare texts.
-        let entry = format!("{{\"name\": {}, \"version\": {}}}", Value::from(version.model.as_str()), version.number);
-        let list = match before.strip_suffix(']') {
-            Some(before) => format!("{before}, {entry}]"),
-            None => format!("[{entry}]"),
-        };
-        let tags = BTreeMap::from([(MODEL_VERSIONS.to_owned(), list)]);
-        self.store.change_logged_model(Millis::now(), logged_model, &LoggedModelChange::SetTags(tags)).await?;
-        Ok(())
-    }
-
     /// Where the files of a source are: `models:/…` names something that has a source of its own.
     async fn resolved(&self, source: &str) -> Result<String, Refusal> {
         let mut source = source.to_owned();

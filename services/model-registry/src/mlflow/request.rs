@@ -63,7 +63,7 @@ impl Fields {
         Self(fields)
     }
 
-    fn from_json(body: &[u8]) -> Result<Self> {
+    pub(super) fn from_json(body: &[u8]) -> Result<Self> {
         if body.is_empty() {
             return Ok(Self(Map::new()));
         }

@@ -5,13 +5,15 @@ use axum::extract::State;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
 
+use super::batches::Logged;
+use super::bodies::RunBody;
 use super::experiments::{experiment_id, view};
 use super::request::{Fields, missing};
 use super::{Answer, Mlflow, Refusal, answer};
 use crate::search::Subject;
 use crate::tracking::{
-    Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, RunChange, RunDraft, RunStatus, Search, Uses,
-    limits,
+    Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, Run, RunChange, RunDraft, RunStatus,
+    Search, Uses, limits,
 };
 
 pub(super) fn routes() -> Router<Mlflow> {
@@ -51,11 +53,17 @@ pub(super) async fn get_by_id(mlflow: &Mlflow, fields: &Fields) -> Result<Value,
 }
 
 async fn search(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
-    Ok(answer::whole(found(&mlflow, &fields).await?))
+    let page = page(&mlflow, &fields).await?;
+    Ok(answer::written("runs", page.items.iter().map(RunBody::of).collect(), page.next))
 }
 
 /// What [`search`] answers.
 pub(super) async fn found(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Refusal> {
+    let page = page(mlflow, fields).await?;
+    Ok(answer::paged("runs", page.items.into_iter().map(answer::run).collect(), page.next))
+}
+
+async fn page(mlflow: &Mlflow, fields: &Fields) -> Result<Page<Run>, Refusal> {
     let experiments = fields.texts("experiment_ids")?;
     let search = Search {
         conditions: fields.conditions(Subject::Runs)?,
@@ -67,8 +75,7 @@ pub(super) async fn found(mlflow: &Mlflow, fields: &Fields) -> Result<Value, Ref
         limit: fields.limit(1000, 50_000)?,
     };
     limits::search(&search)?;
-    let page = mlflow.store.runs(&search).await?;
-    Ok(answer::paged("runs", page.items.into_iter().map(answer::run).collect(), page.next))
+    Ok(mlflow.store.runs(&search).await?)
 }
 
 fn status(fields: &Fields) -> Result<Option<RunStatus>, Refusal> {
@@ -114,7 +121,7 @@ async fn delete_tag(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
 }
 
 /// Reads a metric; `at` is where it stands in the request, for messages.
-fn metric(fields: &Fields, at: &str) -> Result<Metric, Refusal> {
+pub(super) fn metric(fields: &Fields, at: &str) -> Result<Metric, Refusal> {
     let name = |field: &str| format!("{at}{field}");
     let text = |field: &str| Ok::<_, Refusal>(fields.text(field)?.filter(|text| !text.is_empty()));
     let dataset = match (text("dataset_name")?, text("dataset_digest")?) {
@@ -154,15 +161,7 @@ async fn set_tag(State(mlflow): State<Mlflow>, fields: Fields) -> Answer {
     log(&mlflow, &run, Batch { tags: vec![(key, value)], ..Batch::default() }).await
 }
 
-async fn log_batch(State(mlflow): State<Mlflow>, mut fields: Fields) -> Answer {
-    let run = fields.run_id()?;
-    let metrics = fields.take_objects("metrics")?;
-    let read = |(index, fields): (usize, &Fields)| metric(fields, &format!("metrics[{index}]."));
-    let batch = Batch {
-        metrics: metrics.iter().enumerate().map(read).collect::<Result<_, _>>()?,
-        params: fields.pair_list("params")?,
-        tags: fields.pair_list("tags")?,
-    };
+async fn log_batch(State(mlflow): State<Mlflow>, Logged { run, batch }: Logged) -> Answer {
     limits::batch(&batch)?;
     log(&mlflow, &run, batch).await
 }

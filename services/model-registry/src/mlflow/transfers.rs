@@ -10,11 +10,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::json;
 
-use super::artifacts::{below_proxy, path, put_by};
+use super::artifacts::path;
 use super::refusal::Refusal;
 use super::request::{Fields, Path, missing};
 use super::{Answer, Mlflow, answer};
 use crate::artifacts::direct::{Direct, MAX_PARTS, VALID};
+use crate::files;
 use crate::model::Artifact;
 use crate::names::ArtifactPath;
 
@@ -55,7 +56,7 @@ fn file(directory: &str, fields: &Fields) -> Result<ArtifactPath, Refusal> {
     let local = fields.required("path")?;
     let name = local.rsplit('/').next().unwrap_or_default();
     let whole = if directory.is_empty() { name.to_owned() } else { format!("{directory}/{name}") };
-    put_by(&path(&whole)?)?;
+    files::must_be_changeable(&path(&whole)?)?;
     path(&whole)
 }
 
@@ -129,7 +130,7 @@ async fn presigned_of_run(State(mlflow): State<Mlflow>, fields: Fields) -> Answe
     let valid = valid.ok_or_else(|| {
         Refusal::invalid(format!("Parameter 'expiration' must be 1 to {MAX_EXPIRATION} seconds, or 0."))
     })?;
-    let file = path(&below_proxy(&run.artifact_uri, relative.as_str())?)?;
+    let file = path(&files::below(&run.artifact_uri, relative.as_str())?)?;
     let (url, size) = mlflow.url_of(&file, Duration::from_secs(valid)).await?;
     Ok(signed(json!({"presigned_url": url, "headers": {}, "file_size": size})))
 }

@@ -200,12 +200,12 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => true,
             sqlx::Error::WorkerCrashed => true,
             // PostgreSQL: connection lost, out of resources, shutting down, waited too long for a lock, idle too long in a
-            // transaction, a deadlock, a query that took too long. SQLite: busy beyond the timeout.
+            // transaction, a deadlock, a query that took too long. SQLite: busy beyond the timeout, a query that took too long.
             sqlx::Error::Database(database) => database.code().is_some_and(|code| {
                 code.starts_with("08")
                     || code.starts_with("53")
                     || code.starts_with("57P")
-                    || ["55P03", "25P03", "40P01", "57014", "5"].contains(&&*code)
+                    || ["55P03", "25P03", "40P01", "57014", "5", "9"].contains(&&*code)
             }),
             _ => false,
         };

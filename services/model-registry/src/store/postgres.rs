@@ -3,15 +3,25 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use sqlx::Connection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{Connection, QueryBuilder};
 use url::Url;
+
+use super::rows::kept;
+use crate::tracking::Metric;
 
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ($columns:literal, $from:literal) => {
+    ($columns:expr, $from:literal) => {
         concat!("(SELECT COALESCE(json_agg(json_build_array(", $columns, ")), '[]')::text FROM ", $from, ")")
+    };
+}
+
+/// A number as a text that gives the same number back.
+macro_rules! exact {
+    ($column:literal) => {
+        concat!($column, "::text")
     };
 }
 
@@ -27,6 +37,9 @@ type Db = sqlx::Postgres;
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Each statement sees what was committed before it; the lock on `log` makes that everything.
 const BEGIN_WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+
+/// For who has others waiting behind it: a row that another holds is not waited for as long as usual.
+const WAIT_LITTLE: &str = "SET LOCAL lock_timeout = '100ms'";
 
 /// Two that add an experiment at once would take the same number.
 const LOCK_EXPERIMENTS: &str = "LOCK TABLE experiments IN SHARE ROW EXCLUSIVE MODE";
@@ -98,4 +111,32 @@ pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<
         ensure!(applied >= newest, "DATABASE_URL: the tables are not up to date; run `model-registry migrate` first");
     }
     Ok(PostgresStore::new(writer, reader))
+}
+
+/// Adds rows to a table of metrics: a list for each column, which costs less to send and to plan than a parameter for each
+/// value, and is one statement whatever the number of rows.
+async fn insert_metrics(
+    tx: &mut PgConnection,
+    table: &str,
+    rows: &[(&str, &Metric)],
+    conflict: &str,
+) -> crate::error::Result<()> {
+    let mut insert = QueryBuilder::<Db>::new(format!(
+        "INSERT INTO {table} (run, key, timestamp, step, value, nan)
+         SELECT * FROM UNNEST($1::text[], $2::text[], $3::int8[], $4::int8[], $5::float8[], $6::int8[])"
+    ));
+    insert.push(conflict);
+    let (values, nans): (Vec<f64>, Vec<i64>) = rows.iter().map(|(_, metric)| kept(metric.value)).unzip();
+    let column = |of: fn(&Metric) -> i64| rows.iter().map(|(_, metric)| of(metric)).collect::<Vec<_>>();
+    insert
+        .build()
+        .bind(rows.iter().map(|(run, _)| *run).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(_, metric)| metric.key.as_str()).collect::<Vec<_>>())
+        .bind(column(|metric| metric.timestamp.0))
+        .bind(column(|metric| metric.step))
+        .bind(values)
+        .bind(nans)
+        .execute(tx)
+        .await?;
+    Ok(())
 }

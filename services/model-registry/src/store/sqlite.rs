@@ -1,16 +1,30 @@
 //! The registry in one SQLite file: the embedded default.
 
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::QueryBuilder;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+
+use super::ROWS_AT_ONCE;
+use super::rows::kept;
+use crate::tracking::Metric;
 
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ($columns:literal, $from:literal) => {
+    ($columns:expr, $from:literal) => {
         concat!("(SELECT json_group_array(json_array(", $columns, ")) FROM ", $from, ")")
+    };
+}
+
+/// A number as a text that gives the same number back: as JSON SQLite would write 15 digits.
+macro_rules! exact {
+    ($column:literal) => {
+        concat!("quote(", $column, ")")
     };
 }
 
@@ -25,6 +39,9 @@ type Db = sqlx::Sqlite;
 const BEGIN_READ: &str = "BEGIN DEFERRED";
 /// Takes the write lock at once, so that a transaction never fails halfway for want of it.
 const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
+
+/// A write has no lock to wait for once it has begun.
+const WAIT_LITTLE: &str = "SELECT 1";
 
 /// There is only one writer.
 const LOCK_EXPERIMENTS: &str = "SELECT 1";
@@ -47,6 +64,13 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
 /// Rows a query may be ahead of who reads them: each time it must wait costs more than a row.
 const ROWS_AHEAD: usize = 512;
+/// Statements that insert up to as many rows are kept ready.
+const COMMON_ROWS: usize = 16;
+
+/// How long a search may take, as PostgreSQL's `statement_timeout`: a caller who leaves does not end it.
+const GIVE_UP: Duration = Duration::from_secs(60);
+/// Instructions of SQLite's between two looks at the clock: a few milliseconds.
+const LOOK_EVERY: i32 = 200_000;
 
 /// Opens the file at `path`, making it and its tables where missing. A commit is on disk when it returns.
 pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
@@ -73,6 +97,119 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         .execute(&writer)
         .await
         .with_context(context)?;
-    let reader = pool(READERS).connect_with(options).await.with_context(context)?;
+    let reader = limited(pool(READERS), GIVE_UP).connect_with(options).await.with_context(context)?;
     Ok(SqliteStore::new(writer, reader))
+}
+
+/// Adds rows to a table of metrics.
+async fn insert_metrics(
+    tx: &mut SqliteConnection,
+    table: &str,
+    rows: &[(&str, &Metric)],
+    conflict: &str,
+) -> crate::error::Result<()> {
+    let mut insert = QueryBuilder::<Db>::new(format!("INSERT INTO {table} (run, key, timestamp, step, value, nan) "));
+    insert.push_values(rows, |mut row, (run, metric)| {
+        let (value, nan) = kept(metric.value);
+        row.push_bind((*run).to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
+        row.push_bind(metric.step).push_bind(value).push_bind(nan);
+    });
+    insert.push(conflict);
+    // Statements of every length there may be would push each other, and all others, out of the cache.
+    let is_common = rows.len() <= COMMON_ROWS || rows.len() == ROWS_AT_ONCE;
+    insert.build().persistent(is_common).execute(tx).await?;
+    Ok(())
+}
+
+/// Ends what is asked of a connection when it has taken `longest`, counted from the first look at the clock.
+///
+/// Only what takes long is looked at, and only then has the next who uses a connection to be given a clock of their own: those
+/// who ask for little pay nothing.
+fn limited(pool: SqlitePoolOptions, longest: Duration) -> SqlitePoolOptions {
+    // How many connections have looked at their clock since they were given it.
+    let running = Arc::new(AtomicUsize::new(0));
+    let at_first = running.clone();
+    let connected = pool.after_connect(move |connection, _| {
+        let clock = Clock::new(longest, at_first.clone());
+        Box::pin(clock.give_to(connection))
+    });
+    connected.after_release(move |connection, _| {
+        let running = running.clone();
+        Box::pin(async move {
+            if running.load(Ordering::Relaxed) > 0 {
+                Clock::new(longest, running).give_to(connection).await?;
+            }
+            Ok(true)
+        })
+    })
+}
+
+/// What one use of a connection may take.
+struct Clock {
+    longest: Duration,
+    begun: Option<Instant>,
+    running: Arc<AtomicUsize>,
+}
+
+impl Clock {
+    fn new(longest: Duration, running: Arc<AtomicUsize>) -> Self {
+        Self { longest, begun: None, running }
+    }
+
+    /// Whether there is time left.
+    fn goes_on(&mut self) -> bool {
+        let running = &self.running;
+        let begun = self.begun.get_or_insert_with(|| {
+            running.fetch_add(1, Ordering::Relaxed);
+            Instant::now()
+        });
+        begun.elapsed() < self.longest
+    }
+
+    async fn give_to(mut self, connection: &mut SqliteConnection) -> sqlx::Result<()> {
+        connection.lock_handle().await?.set_progress_handler(LOOK_EVERY, move || self.goes_on());
+        Ok(())
+    }
+}
+
+impl Drop for Clock {
+    fn drop(&mut self) {
+        if self.begun.is_some() {
+            self.running.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// Counts, slowly.
+    async fn count(reader: &sqlx::SqlitePool, to: i64) -> sqlx::Result<i64> {
+        let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1) SELECT COUNT(*) FROM n";
+        sqlx::query_scalar(sql).bind(to).fetch_one(reader).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_search_that_takes_too_long_is_ended_and_no_other() {
+        const LONGEST: Duration = Duration::from_millis(300);
+        for connections in [1, 2] {
+            let dir = tempfile::tempdir().unwrap();
+            let options = SqliteConnectOptions::new().filename(dir.path().join("db")).create_if_missing(true);
+            let pool = SqlitePoolOptions::new().max_connections(connections).test_before_acquire(false);
+            let reader = limited(pool, LONGEST).connect_with(options).await.unwrap();
+            let (began, many) = (Instant::now(), 1_000_000_000);
+            let (ended, other) = tokio::join!(count(&reader, many), count(&reader, 10));
+            assert!(matches!(Error::from(ended.unwrap_err()), Error::Unavailable { .. }));
+            assert_eq!(other.unwrap(), 10);
+            assert!(began.elapsed() < 20 * LONGEST, "{:?}", began.elapsed());
+            // Each of these looks at the clock; together they take longer than one may.
+            let began = Instant::now();
+            while began.elapsed() < 3 * LONGEST {
+                assert_eq!(count(&reader, 50_000).await.unwrap(), 50_000);
+            }
+            assert!(count(&reader, many).await.is_err(), "the next is ended again");
+        }
+    }
 }

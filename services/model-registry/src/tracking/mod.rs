@@ -175,7 +175,7 @@ pub struct Metric {
 }
 
 /// What is logged at once: all of it or nothing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     pub metrics: Vec<Metric>,
     pub params: Vec<(String, String)>,

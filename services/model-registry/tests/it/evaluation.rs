@@ -37,6 +37,7 @@ on_both!(
     a_record_is_known_by_its_inputs,
     records_come_in_the_order_in_which_they_were_sent_in_pages,
     records_are_added_all_or_none,
+    a_page_of_records_has_a_limit_in_bytes,
     datasets_are_found_by_what_they_are_and_where_they_belong,
     a_deleted_dataset_is_gone_with_all_of_it,
     what_is_refused_names_the_field,
@@ -70,6 +71,32 @@ async fn dataset(world: &World, name: &str, tags: Value, experiments: &[&str]) -
     let body = json!({"name": name, "tags": tags.to_string(), "experiment_ids": experiments});
     let made = call(world, "POST", "datasets/create", body).await;
     made["dataset"]["dataset_id"].as_str().unwrap().to_owned()
+}
+
+async fn a_page_of_records_has_a_limit_in_bytes(world: &World) {
+    let id = dataset(world, "large", json!({}), &[]).await;
+    // Of 0.9 MB each but for the third, which is larger than a page by itself.
+    let sizes = [900_000, 900_000, 3_000_000, 900_000, 900_000, 900_000, 10];
+    for (at, size) in sizes.into_iter().enumerate() {
+        upsert(world, &id, json!([{"inputs": {"at": at, "text": "x".repeat(size)}}])).await;
+    }
+    let (mut pages, mut token) = (Vec::new(), String::new());
+    loop {
+        let path = format!("datasets/{id}/records?max_results=1000&page_token={token}");
+        let page = call(world, "GET", &path, Value::Null).await;
+        let records: Value = serde_json::from_str(page["records"].as_str().unwrap()).unwrap();
+        let at = |record: &Value| record["inputs"]["at"].as_u64().unwrap();
+        pages.push(records.as_array().unwrap().iter().map(at).collect::<Vec<_>>());
+        match page["next_page_token"].as_str() {
+            Some(next) => token = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(pages, [vec![0, 1], vec![2], vec![3, 4], vec![5, 6]]);
+    // gRPC's clients take messages of 4 MiB unless they say otherwise.
+    let list = api::ListEvaluationRecordsRequest { dataset_id: id, page_size: 1000, page_token: String::new() };
+    let mut client = EvaluationServiceClient::new(world.channel.clone());
+    assert_eq!(client.list_evaluation_records(list).await.unwrap().into_inner().records.len(), 2);
 }
 
 async fn upsert(world: &World, id: &str, records: Value) -> (u64, u64) {

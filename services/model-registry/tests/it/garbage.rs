@@ -168,6 +168,10 @@ impl ArtifactStore for Slow {
         tokio::time::sleep(self.1).await;
         self.0.remove(garbage, deadline).await
     }
+
+    async fn sweep(&self, stale_after: Duration) -> Result<()> {
+        self.0.sweep(stale_after).await
+    }
 }
 
 /// A registry without its server.

@@ -2,7 +2,7 @@
 //!
 //! `tests/clients/fill.py` fills the server and `tests/clients/compare.py` compares what both answer, through the ordinary client.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
@@ -44,6 +44,49 @@ fn a_server_that_is_none_or_a_wrong_setting_is_named_and_nothing_is_made() {
     let problem = told(&["--from", "http://127.0.0.1:1", "--username", "me"]);
     assert!(problem.contains("--password"), "{problem}");
     assert!(!data.path().join("new").exists());
+}
+
+/// A server whose list of runs goes round in a circle; it knows nothing else.
+fn endless() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let from = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let (mut first, mut line) = (String::new(), String::new());
+            let mut length = 0;
+            while lines.read_line(&mut line).unwrap() > 2 {
+                if let Some(said) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                    length = said.trim().parse().unwrap();
+                }
+                if first.is_empty() {
+                    first.clone_from(&line);
+                }
+                line.clear();
+            }
+            lines.read_exact(&mut vec![0; length]).unwrap();
+            let experiment =
+                r#"{"experiments": [{"experiment_id": "0", "name": "Default", "lifecycle_stage": "active"}]}"#;
+            let body = match &first {
+                first if first.contains("/experiments/search") => experiment,
+                first if first.contains("/runs/search") => r#"{"runs": [], "next_page_token": "round"}"#,
+                first if first.contains("/version") => "3.18.0",
+                _ => "{}",
+            };
+            let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        }
+    });
+    from
+}
+
+#[test]
+fn a_list_without_an_end_is_found_out() {
+    let data = tempfile::tempdir().unwrap();
+    let output = command(data.path()).args(["--from", &endless()]).output().unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(told.contains("the pages of runs have no end: the server answers the page token `round` again"), "{told}");
 }
 
 /// Answers the first call with 401 and returns the credentials it came with, and what the command then said.

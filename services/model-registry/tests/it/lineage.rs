@@ -25,6 +25,88 @@ mod live {
     }
 }
 
+mod lost {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use model_registry::audit;
+    use model_registry::lineage::{Filter, Report, Serving};
+    use model_registry::model::Micros;
+    use model_registry::names::{ModelName, VersionId};
+    use model_registry::store::{self, Call, Everything};
+    use verdict_testkit::postgres;
+
+    use super::*;
+    use crate::world::PATIENCE;
+
+    /// What is lost ends when it has been lost for long, as of when it was given up, and the audit log says so.
+    async fn what_was_lost_long_ago_has_ended(store: Arc<dyn Everything>) {
+        let report = |deployment: &str, expires: i64| Report {
+            deployment: deployment.to_owned(),
+            serving: BTreeSet::from([Serving {
+                reference: "m@champion".to_owned(),
+                version: VersionId { model: ModelName::parse("model", "m").unwrap(), number: 1 },
+                digest: "sha256:1".to_owned(),
+            }]),
+            expires: Micros(expires),
+        };
+        for (deployment, expires) in [("lost-long-ago", 100), ("just-lost", 900), ("serving", 2_000)] {
+            store.report_deployment(Micros(10), &report(deployment, expires)).await.unwrap();
+        }
+        let call = Call { now: Micros(1_000), caller: "model-registry".to_owned(), ..Call::now() };
+        assert_eq!(store.end_lost_deployments(&call, Micros(500)).await.unwrap(), 1);
+        assert_eq!(store.end_lost_deployments(&call, Micros(500)).await.unwrap(), 0);
+        let listed = async |include_ended: bool| {
+            let found = store.deployments(&Filter { model: None, include_ended, offset: 0 }, 10).await.unwrap();
+            found.into_iter().map(|found| (found.deployment, found.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(false).await, [("just-lost".to_owned(), None), ("serving".to_owned(), None)]);
+        assert_eq!(listed(true).await[1], ("lost-long-ago".to_owned(), Some(Micros(100))));
+        let filter = audit::Filter { resource: "deployments/lost-long-ago".to_owned(), ..Default::default() };
+        let told = store.audit_entries(&filter, 10).await.unwrap();
+        assert_eq!((told.len(), &*told[0].action, &*told[0].caller), (1, "deployment.end", "model-registry"));
+        // Heard of again, it begins anew.
+        store.report_deployment(Micros(1_000), &report("lost-long-ago", 2_000)).await.unwrap();
+        assert_eq!((listed(false).await.len(), listed(true).await.len()), (3, 4));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn embedded() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("registry.db").display());
+        what_was_lost_long_ago_has_ended(store::open(&url.parse().unwrap(), 2, true).await.unwrap()).await;
+    }
+
+    mod live {
+        use super::*;
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn production() {
+            let url = postgres::database().await;
+            what_was_lost_long_ago_has_ended(store::open(&url.parse().unwrap(), 4, true).await.unwrap()).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn a_registry_ends_what_was_lost_long_ago() {
+            let world = World::production().await;
+            report(&world, "a:1", vec![serving("credit@champion", 1)]).await;
+            world.sql("UPDATE deployments SET expire_time = expire_time - 86400000000").await;
+            assert_eq!(listed(&world, false, 100).await[0].state(), DeploymentState::Lost);
+            world.sql("UPDATE deployments SET expire_time = expire_time - 7 * 86400000000").await;
+            let replica = world.replica().await;
+            let until = Instant::now() + PATIENCE;
+            while !listed(&world, false, 100).await.is_empty() {
+                assert!(Instant::now() < until, "it is listed still");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(listed(&world, true, 100).await[0].state(), DeploymentState::Ended);
+            replica.stop().await;
+            world.stop().await;
+        }
+    }
+}
+
 fn lineage(world: &World) -> LineageServiceClient<Channel> {
     LineageServiceClient::new(world.channel.clone())
 }

@@ -151,3 +151,34 @@ async fn values_come_back_as_they_were(store: Store) {
     }
     assert_eq!(read.len(), logged.len());
 }
+
+mod locked {
+    mod live {
+        use sqlx::{Connection, Executor, PgConnection};
+
+        use super::super::*;
+
+        /// Somebody holds the row of one run: only who logs to that run is refused, and what others log is there.
+        #[tokio::test(flavor = "multi_thread")]
+        async fn a_run_that_another_holds_fails_alone() {
+            let url = postgres::database().await;
+            let store = open(&url).await;
+            for id in ["held", "free"] {
+                run(&store, id).await;
+            }
+            let mut other = PgConnection::connect(&url).await.unwrap();
+            other.execute("BEGIN; SELECT 1 FROM runs WHERE id = 'held' FOR UPDATE").await.unwrap();
+            let call = async |at: usize| {
+                let run = if at.is_multiple_of(10) { "held" } else { "free" };
+                (run, store.log(run, &metrics(vec![metric("loss", at, 0.5)])).await)
+            };
+            for (run, outcome) in futures::future::join_all((0..CALLERS).map(call)).await {
+                assert_eq!(outcome.is_ok(), run == "free", "{run}: {outcome:?}");
+            }
+            assert_eq!(store.history("free", "loss", 0, 1000).await.unwrap().items.len(), CALLERS - CALLERS / 10);
+            other.execute("ROLLBACK").await.unwrap();
+            store.log("held", &metrics(vec![metric("loss", 1, 0.5)])).await.unwrap();
+            assert_eq!(store.history("held", "loss", 0, 1000).await.unwrap().items.len(), 1);
+        }
+    }
+}

@@ -51,6 +51,11 @@ async fn a_directory_serves_parts_and_sends_nobody_elsewhere() {
 }
 
 mod live {
+    use std::time::Duration;
+
+    use model_registry::artifacts::ArtifactStore;
+    use model_registry::artifacts::direct::Direct;
+
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
@@ -64,6 +69,38 @@ mod live {
         let address = url.socket_addrs(|| None).unwrap()[0];
         let path = format!("{}?{}", url.path(), url.query().unwrap());
         exchange(address, method, &path, &[], body).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_uploads_have_left_in_the_bucket_is_swept_when_it_is_old() {
+        let world = World::production().await;
+        let bucket = world.bucket().await;
+        let begin = async || {
+            let begin = json!({"path": "/home/ada/weights.bin", "num_parts": 1});
+            world.rest("POST", "/api/2.0/mlflow-artifacts/mpu/create/0", begin).await.1
+        };
+        let (left, done) = (begin().await, begin().await);
+        let mut parts = Vec::new();
+        for begun in [&left, &done] {
+            let put = at(begun["credentials"][0]["url"].as_str().unwrap(), "PUT", b"weights").await;
+            parts.push(vec![(1, put.headers["etag"].clone())]);
+        }
+        let id = |begun: &Value| begun["upload_id"].as_str().unwrap().to_owned();
+        // It has arrived, and nobody asks what it is for.
+        let staged = bucket.complete(&id(&done), parts.pop().unwrap()).await.unwrap();
+        bucket.sweep(Duration::from_secs(3600)).await.unwrap();
+        bucket.adopt(&staged).await.unwrap();
+        let staged = {
+            let begun = begin().await;
+            let put = at(begun["credentials"][0]["url"].as_str().unwrap(), "PUT", b"weights").await;
+            bucket.complete(&id(&begun), vec![(1, put.headers["etag"].clone())]).await.unwrap()
+        };
+        // Times in a bucket are whole seconds.
+        tokio::time::sleep(Duration::from_millis(2100)).await;
+        bucket.sweep(Duration::from_secs(1)).await.unwrap();
+        assert!(bucket.adopt(&staged).await.is_err());
+        assert!(bucket.complete(&id(&left), parts.pop().unwrap()).await.is_err());
+        world.stop().await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -178,6 +178,17 @@ impl World {
         }
     }
 
+    /// The artifact store itself, in its bucket.
+    pub(crate) async fn bucket(&self) -> s3::Bucket {
+        let Blobs::Bucket { target: Target { endpoint, access_key, secret_key, bucket, prefix }, .. } = &self.blobs
+        else {
+            panic!("it keeps its files in a directory");
+        };
+        let credentials = Credentials::new(access_key, secret_key, None, None, "test");
+        let client = s3::client(Some(&endpoint.parse().unwrap()), Some(credentials)).await;
+        s3::Bucket::open(client, bucket.clone(), format!("{prefix}/")).await.unwrap()
+    }
+
     /// Puts other bytes in the place of a file's, or none.
     pub(crate) async fn damage(&self, sha256: &str, bytes: Option<&[u8]>) {
         let key = format!("sha256/{}/{}", &sha256[..2], &sha256[2..]);

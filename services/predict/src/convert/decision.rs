@@ -3,7 +3,7 @@
 use uuid::Uuid;
 use verdict_api::predict as api;
 
-use super::{number, timestamp, values};
+use super::{number, tabular::values, timestamp};
 use crate::{
     decide::Case,
     decision::{Decision, Reason, Value},

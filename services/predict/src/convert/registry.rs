@@ -33,6 +33,9 @@ pub fn release(version: api::Version) -> Result<Release, String> {
         Ok(api::Task::TextReranking) => Task::TextReranking,
         Ok(api::Task::TextGeneration) => Task::TextGeneration,
         Ok(api::Task::TabularClassification) => Task::TabularClassification,
+        Ok(api::Task::TextSparseEmbedding) => Task::TextSparseEmbedding,
+        Ok(api::Task::TextClassification) => Task::TextClassification,
+        Ok(api::Task::TabularRegression) => Task::TabularRegression,
         Ok(api::Task::Custom) => {
             return Err(format!(
                 "version {version} of `{model}` has task TASK_CUSTOM, which MLflow's clients load and predict does not serve"

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use futures::TryStreamExt;
 use sqlx::{QueryBuilder, query};
 use uuid::Uuid;
 
@@ -10,7 +11,8 @@ use super::searching::{Place, push_conditions, push_orders, push_page};
 use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::evaluation::{
-    After, Dataset, DatasetChange, DatasetDraft, DatasetSearch, Datasets, Record, RecordDraft, Schema, Upserted, digest,
+    After, Dataset, DatasetChange, DatasetDraft, DatasetSearch, Datasets, MAX_PAGE_BYTES, Record, RecordDraft, Schema,
+    Upserted, digest,
 };
 use crate::search::Attribute;
 use crate::store::rows::{from_json, to_json};
@@ -68,6 +70,13 @@ struct RecordRow {
 }
 
 impl RecordRow {
+    /// Of the texts that callers have sent.
+    fn bytes(&self) -> usize {
+        let Self { inputs, outputs, expectations, tags, source, .. } = self;
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        inputs.len() + length(outputs) + length(expectations) + tags.len() + length(source)
+    }
+
     fn into_record(self) -> Result<Record> {
         let Self { id, input_hash, inputs, outputs, expectations, tags, source, .. } = self;
         Ok(Record {
@@ -237,10 +246,16 @@ impl Datasets for Tables {
             query.push(", ").push_bind(id.clone()).push(")");
         }
         query.push(" ORDER BY create_time, id LIMIT ").push_bind(i64::from(limit) + 1);
-        let rows: Vec<RecordRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-        let has_more = rows.len() > limit as usize;
-        let rows = rows.into_iter().take(limit as usize).map(RecordRow::into_record);
-        let records = rows.collect::<Result<Vec<_>>>()?;
+        let mut rows = query.build_query_as::<RecordRow>().fetch(&mut *tx);
+        let (mut records, mut bytes, mut has_more) = (Vec::new(), 0, false);
+        while let Some(row) = rows.try_next().await? {
+            bytes += row.bytes();
+            has_more = records.len() >= limit as usize || (bytes > MAX_PAGE_BYTES && !records.is_empty());
+            if has_more {
+                break;
+            }
+            records.push(row.into_record()?);
+        }
         let last = records.last().filter(|_| has_more);
         let next = last.map(|Record { create_time, id, .. }| After { create_time: *create_time, id: id.clone() });
         Ok((records, next))

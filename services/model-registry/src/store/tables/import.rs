@@ -13,7 +13,7 @@ use crate::error::{Entity, Error, Result};
 use crate::model::{AliasMove, Event, EventKind, Micros, Model, Version};
 use crate::names::{AliasName, ModelName, VersionId};
 use crate::store::Call;
-use crate::store::rows::{to_json, to_word};
+use crate::store::rows::{kept, to_json, to_word};
 use crate::tracking::import::{History, Imports};
 use crate::tracking::{DEFAULT_EXPERIMENT, Experiment, Location, LoggedModel, PROXY, Run};
 
@@ -132,7 +132,7 @@ impl Imports for Tables {
                                                    dataset_digest) ",
             );
             insert.push_values(some, |mut row, (run, metric)| {
-                let (value, nan) = runs::kept(metric.value);
+                let (value, nan) = kept(metric.value);
                 let (name, digest) = metric.dataset.clone().unwrap_or_default();
                 row.push_bind(model.id.clone()).push_bind(run.clone()).push_bind(metric.key.clone());
                 row.push_bind(metric.timestamp.0).push_bind(metric.step).push_bind(value).push_bind(nan);

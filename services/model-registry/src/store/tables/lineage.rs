@@ -1,14 +1,19 @@
 //! Deployments, and the versions around a version.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
+use serde_json::json;
 use sqlx::{QueryBuilder, query};
 
-use super::reading::{select_versions, version, versions};
-use super::{Db, IDS_AT_ONCE, Tables};
+use super::reading::{find_model, select_versions, version, versions};
+use super::{Connection, Db, IDS_AT_ONCE, Tables};
+use crate::audit::{Change, deployment_resource};
 use crate::error::Result;
 use crate::lineage::{Deployment, Filter, Lineage, Report, Serving};
 use crate::model::{Micros, Version};
 use crate::names::{ModelName, VersionId};
+use crate::store::Call;
 
 const DEPLOYMENT: &str =
     "SELECT deployment, reference, start_time, model, version, digest, seen_time, expire_time, end_time FROM ";
@@ -51,6 +56,20 @@ impl From<DeploymentRow> for Deployment {
     }
 }
 
+/// What a deployment serves, under the name the model has now: it says the one under which it has loaded the files, until it
+/// loads others.
+async fn under_its_name(tx: &mut Connection, said: &Serving, open: &[Deployment]) -> Result<Serving> {
+    let Serving { reference, version, digest } = said;
+    let is_same = |before: &&Deployment| {
+        let Serving { reference: other, version: VersionId { model, number }, digest: same } = &before.serving;
+        (other, number, same) == (reference, &version.number, digest) && *model != version.model
+    };
+    match open.iter().find(is_same) {
+        Some(renamed) if find_model(tx, &version.model).await?.is_none() => Ok(renamed.serving.clone()),
+        _ => Ok(said.clone()),
+    }
+}
+
 #[async_trait]
 impl Lineage for Tables {
     async fn report_deployment(&self, now: Micros, report: &Report) -> Result<()> {
@@ -59,8 +78,12 @@ impl Lineage for Tables {
         let mut open = QueryBuilder::<Db>::new(DEPLOYMENT);
         open.push("deployments WHERE end_time IS NULL AND deployment = ").push_bind(deployment);
         let open: Vec<DeploymentRow> = open.build_query_as().fetch_all(&mut *tx).await?;
-        let mut new = serving.clone();
-        for before in open.into_iter().map(Deployment::from) {
+        let open: Vec<_> = open.into_iter().map(Deployment::from).collect();
+        let mut new = BTreeSet::new();
+        for said in serving {
+            new.insert(under_its_name(&mut tx, said, &open).await?);
+        }
+        for before in open {
             let goes_on = new.remove(&before.serving);
             // What was lost in between has ended when it was given up.
             let end = (!goes_on).then(|| now.min(before.expires).0);
@@ -96,6 +119,30 @@ impl Lineage for Tables {
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    async fn end_lost_deployments(&self, call: &Call, before: Micros) -> Result<u64> {
+        let mut write = self.write(call).await?;
+        let mut lost = QueryBuilder::<Db>::new(DEPLOYMENT);
+        lost.push("deployments WHERE end_time IS NULL AND expire_time < ").push_bind(before.0);
+        lost.push(" ORDER BY deployment, reference");
+        let lost: Vec<DeploymentRow> = lost.build_query_as().fetch_all(&mut *write.tx).await?;
+        let ended = lost.len() as u64;
+        for Deployment { deployment, serving, start, seen, expires, end: _ } in lost.into_iter().map(Deployment::from) {
+            query(
+                "UPDATE deployments SET end_time = expire_time
+                 WHERE deployment = $1 AND reference = $2 AND start_time = $3",
+            )
+            .bind(&deployment)
+            .bind(&serving.reference)
+            .bind(start.0)
+            .execute(&mut *write.tx)
+            .await?;
+            let was = json!({"serving": serving, "seen_time": seen});
+            let ended = Change::changed("deployment.end", was, json!({"end_time": expires}));
+            write.audit(deployment_resource(&deployment), ended).await?;
+        }
+        write.commit(ended).await
     }
 
     async fn deployments(&self, filter: &Filter, limit: u32) -> Result<Vec<Deployment>> {

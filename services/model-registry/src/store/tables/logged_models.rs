@@ -6,12 +6,11 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, query};
 
 use super::experiments::{self, push_view};
-use super::runs::kept;
 use super::searching::{Place, push_conditions, push_orders, push_page};
 use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
-use crate::store::rows::{from_word, to_word};
+use crate::store::rows::{from_word, kept, to_word};
 use crate::tracking::{LoggedModel, LoggedModelChange, LoggedModelDraft, LoggedModels, Metric, Millis, Page, Search};
 
 const COLUMNS: &str = "SELECT id, experiment, name, artifact_location, status, model_type, source_run, create_time,

@@ -4,16 +4,16 @@
 //! written in one transaction: metrics of all of them by the same few statements, everything that can be refused in a
 //! savepoint of its own. Each is answered after the commit, with what became of its own call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use sqlx::{Acquire, Pool, QueryBuilder};
+use sqlx::{Acquire, Pool, QueryBuilder, query};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::runs::{add_metrics, add_params, must_be_active, set_tags};
-use super::{BEGIN_WRITE, Connection, Db, GROUPS, LOCK_RUNS, logged_models};
+use super::{BEGIN_WRITE, Connection, Db, GROUPS, LOCK_RUNS, WAIT_LITTLE, logged_models};
 use crate::error::{Dependency, Entity, Error, Result};
 use crate::tracking::Batch;
 
@@ -96,22 +96,19 @@ async fn next_group(calls: &Mutex<mpsc::Receiver<Call>>) -> Option<Vec<Call>> {
 }
 
 async fn write(writer: Pool<Db>, group: Vec<Call>) {
-    let outcomes = match together(&writer, &group).await {
+    let outcomes = match together(&writer, &group, None).await {
         Ok(outcomes) => outcomes,
+        // Some row stays locked: only who needs it is refused.
+        Err(error) if group.len() > 1 && waited_too_long(&error) => {
+            one_by_one(&writer, &group, Some(WAIT_LITTLE)).await
+        }
         Err(Error::Unavailable { source, .. }) => {
             let told = format!("{source:#}");
             group.iter().map(|_| Err(unavailable(anyhow!(told.clone())))).collect()
         }
         Err(error) if group.len() == 1 => vec![Err(error)],
         // Something in one of them: it must not spoil the others.
-        Err(_) => {
-            let mut outcomes = Vec::with_capacity(group.len());
-            for call in &group {
-                let outcome = together(&writer, std::slice::from_ref(call)).await;
-                outcomes.push(outcome.and_then(|alone| alone.into_iter().collect()));
-            }
-            outcomes
-        }
+        Err(_) => one_by_one(&writer, &group, None).await,
     };
     for (call, outcome) in group.into_iter().zip(outcomes) {
         // The caller may have left.
@@ -119,9 +116,37 @@ async fn write(writer: Pool<Db>, group: Vec<Call>) {
     }
 }
 
-/// Writes calls in one transaction; answers what became of each once all of it is on disk.
-async fn together(writer: &Pool<Db>, group: &[Call]) -> Result<Vec<Result<()>>> {
+/// Writes each call in a transaction of its own. A run that is locked is waited for once, not for each of its calls.
+async fn one_by_one(writer: &Pool<Db>, group: &[Call], patience: Option<&'static str>) -> Vec<Result<()>> {
+    let (mut outcomes, mut locked) = (Vec::with_capacity(group.len()), HashSet::new());
+    for call in group {
+        if locked.contains(call.run.as_str()) {
+            outcomes.push(Err(unavailable(anyhow!("run `{}` is locked by another", call.run))));
+            continue;
+        }
+        let outcome = together(writer, std::slice::from_ref(call), patience).await;
+        if outcome.as_ref().is_err_and(waited_too_long) {
+            locked.insert(call.run.as_str());
+        }
+        outcomes.push(outcome.and_then(|alone| alone.into_iter().collect()));
+    }
+    outcomes
+}
+
+/// Whether PostgreSQL gave up to wait for a lock.
+fn waited_too_long(error: &Error) -> bool {
+    let Error::Unavailable { source, .. } = error else { return false };
+    let database = source.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
+    database.and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+}
+
+/// Writes calls in one transaction; answers what became of each once all of it is on disk. `patience` says how long it waits
+/// for locks, if not as long as usual.
+async fn together(writer: &Pool<Db>, group: &[Call], patience: Option<&'static str>) -> Result<Vec<Result<()>>> {
     let mut tx = writer.begin_with(BEGIN_WRITE).await?;
+    if let Some(patience) = patience {
+        query(patience).execute(&mut *tx).await?;
+    }
     let runs = hold(&mut tx, group).await?;
     let active = |call: &Call| match runs.get(&call.run) {
         Some(deleted) => must_be_active(&call.run, *deleted != 0),

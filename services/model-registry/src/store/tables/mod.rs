@@ -9,7 +9,10 @@ use sqlx::{Pool, Transaction, query, query_as, query_scalar};
 use self::adding::insert_artifacts;
 use self::reading::{find_model, model, models, referenced, select_models, select_versions, version, versions};
 use self::write::{Begun, Write, event};
-use super::{BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MATCHES, SPAN_ATTRIBUTES};
+use super::{
+    BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MATCHES, SPAN_ATTRIBUTES, WAIT_LITTLE,
+    insert_metrics,
+};
 use crate::audit::Change;
 use crate::error::{Entity, Error, Result};
 use crate::model::{

@@ -1,4 +1,4 @@
-//! Models and versions as a whole: each row comes with what belongs to it, so that a page of any size is one query.
+//! Models and versions as a whole: they come with what belongs to them, so that a page of any size is one query.
 
 use sqlx::QueryBuilder;
 
@@ -6,7 +6,7 @@ use super::{Connection, Db};
 use crate::error::{Entity, Error, Result};
 use crate::model::{Model, Version};
 use crate::names::{ModelName, Reference, VersionId};
-use crate::store::rows::{ModelRow, VersionRow};
+use crate::store::rows::{ModelRow, VersionPage};
 
 /// To be followed by a table of models that is called `m`.
 const MODELS: &str = concat!(
@@ -18,16 +18,32 @@ const MODELS: &str = concat!(
     " AS aliases FROM "
 );
 
-/// To be followed by a table of versions that is called `v`.
-const VERSIONS: &str = concat!(
-    "SELECT v.model, v.version, v.description, v.task, v.signature, v.parameters, v.digest, v.source, v.run, v.run_link,
-            v.logged_model, v.author, v.stage, v.create_time, v.update_time, v.revision, ",
-    rows_of!("p.key, p.value", "tags p WHERE p.model = v.model AND p.version = v.version"),
-    " AS tags, ",
-    rows_of!("p.alias", "aliases p WHERE p.model = v.model AND p.version = v.version"),
-    " AS aliases, ",
-    rows_of!("p.path, p.size, p.sha256", "artifacts p WHERE p.model = v.model AND p.version = v.version"),
-    " AS artifacts FROM "
+/// To be followed by a table of versions that is called `v`, and by [`VERSIONS_END`].
+const VERSIONS: &str = "WITH page AS MATERIALIZED (SELECT v.* FROM ";
+
+/// A page of versions as one row, each column the JSON of one table: a driver's rows cost more than reading JSON.
+const VERSIONS_END: &str = concat!(
+    ") SELECT ",
+    rows_of!(
+        "v.model, v.version, v.description, v.task, v.signature, v.parameters, v.digest, v.source, v.run, v.run_link,
+         v.logged_model, v.author, v.stage, v.create_time, v.update_time, v.revision",
+        "page v"
+    ),
+    ", ",
+    rows_of!(
+        "p.model, p.version, p.key, p.value",
+        "page v CROSS JOIN tags p WHERE p.model = v.model AND p.version = v.version"
+    ),
+    ", ",
+    rows_of!(
+        "p.model, p.version, p.alias",
+        "page v CROSS JOIN aliases p WHERE p.model = v.model AND p.version = v.version"
+    ),
+    ", ",
+    rows_of!(
+        "p.model, p.version, p.path, p.size, p.sha256",
+        "page v CROSS JOIN artifacts p WHERE p.model = v.model AND p.version = v.version"
+    )
 );
 
 /// Begins a query for models: what follows names the table `m`.
@@ -35,7 +51,7 @@ pub(super) fn select_models() -> QueryBuilder<Db> {
     QueryBuilder::new(MODELS)
 }
 
-/// Begins a query for versions: what follows names the table `v`.
+/// Begins a query for versions, which [`versions`] ends: what follows names the table `v`.
 pub(super) fn select_versions() -> QueryBuilder<Db> {
     QueryBuilder::new(VERSIONS)
 }
@@ -45,9 +61,11 @@ pub(super) async fn models(tx: &mut Connection, mut query: QueryBuilder<Db>) -> 
     rows.into_iter().map(ModelRow::into_model).collect()
 }
 
+/// In the order of the query.
 pub(super) async fn versions(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Version>> {
-    let rows: Vec<VersionRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-    rows.into_iter().map(VersionRow::into_version).collect()
+    query.push(VERSIONS_END);
+    let page: VersionPage = query.build_query_as().fetch_one(&mut *tx).await?;
+    page.into_versions()
 }
 
 pub(super) async fn model(tx: &mut Connection, name: &ModelName) -> Result<Model> {

@@ -2,13 +2,13 @@
 
 use async_trait::async_trait;
 use serde_json::json;
-use sqlx::{query, query_scalar};
+use sqlx::{query, query_as, query_scalar};
 
 use super::reading::{
     find_model, model as model_named, models, select_models, select_versions, version as version_numbered, versions,
 };
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::write::{Write, event};
+use super::write::{Begun, Write, event};
 use super::{IDS_AT_ONCE, Tables};
 use crate::audit::{Change, alias_resource};
 use crate::error::{Error, Result};
@@ -102,8 +102,12 @@ impl Registered for Tables {
     }
 
     async fn rename_model(&self, call: &Call, from: &ModelName, to: &ModelName) -> Result<Model> {
-        let mut write = self.write(call).await?;
+        let mut write = match self.begin("rename_model", call, &(from, to)).await? {
+            Begun::Before(answer) => return Ok(answer),
+            Begun::Now(write) => write,
+        };
         let model = model_named(&mut write.tx, from).await?;
+        call.must_expect(from, model.revision)?;
         write.must_not_be_protected(from, None).await?;
         if find_model(&mut write.tx, to).await?.is_some() {
             return Err(Error::ModelExists(to.clone()));
@@ -124,6 +128,7 @@ impl Registered for Tables {
             "UPDATE tags SET model = $2 WHERE model = $1",
             "UPDATE checks SET model = $2 WHERE model = $1",
             "UPDATE approvals SET model = $2 WHERE model = $1",
+            "UPDATE deployments SET model = $2 WHERE model = $1",
             "DELETE FROM models WHERE name = $1 AND name <> $2",
             "INSERT INTO numbers (model, next_version) SELECT $2, next_version FROM numbers WHERE model = $1
              ON CONFLICT (model) DO UPDATE SET next_version =
@@ -140,6 +145,7 @@ impl Registered for Tables {
             write.audit(alias_resource(from, alias), Change::removed("alias.delete", &at)).await?;
             write.audit(alias_resource(to, alias), Change::made("alias.set", at)).await?;
         }
+        write.follow(from, to).await?;
         let renamed = model_named(&mut write.tx, to).await?;
         write.commit(renamed).await
     }
@@ -168,6 +174,33 @@ impl Registered for Tables {
 }
 
 impl Write {
+    /// Lets the sources of copies name a model as it is called now.
+    async fn follow(&mut self, from: &ModelName, to: &ModelName) -> Result<()> {
+        let (was, is) = (format!("models:/{from}"), format!("models:/{to}"));
+        // What follows the name tells it from a longer one.
+        let named: Vec<(String, i64, String)> = query_as(
+            "SELECT model, version, source FROM versions WHERE substr(source, 1, $1) IN ($2, $3) ORDER BY model, version",
+        )
+        .bind(i32::try_from(was.chars().count() + 1).map_err(anyhow::Error::from)?)
+        .bind(format!("{was}/"))
+        .bind(format!("{was}@"))
+        .fetch_all(&mut *self.tx)
+        .await?;
+        for (model, version, source) in named {
+            let model = ModelName::stored(model);
+            let now = format!("{is}{}", source.strip_prefix(&was).unwrap_or_default());
+            query("UPDATE versions SET source = $1 WHERE model = $2 AND version = $3")
+                .bind(&now)
+                .bind(model.as_str())
+                .bind(version)
+                .execute(&mut *self.tx)
+                .await?;
+            let followed = Change::changed("version.follow", json!({"source": source}), json!({"source": now}));
+            self.record(Event { version, ..event(EventKind::VersionUpdated, &model) }, followed).await?;
+        }
+        Ok(())
+    }
+
     async fn set_stage(&mut self, of: &VersionId, from: Stage, to: Stage) -> Result<()> {
         query("UPDATE versions SET stage = $1 WHERE model = $2 AND version = $3")
             .bind(to_word(&to)?)

@@ -1,16 +1,19 @@
 //! Runs in the tables of `migrations/`, compiled once for each database.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
+use anyhow::Context;
 use async_trait::async_trait;
+use serde::Deserialize;
 use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
-use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE, Tables};
+use super::{Connection, Db, ROWS_AT_ONCE, Tables, insert_metrics};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
-use crate::store::rows::{from_json, from_word, list, pairs, to_json, to_word};
+use crate::store::rows::{from_json, from_word, kept, list, to_json, to_word};
 use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
     Search, Uses,
@@ -20,27 +23,36 @@ use crate::tracking::{
 const MODELS: &str = "mlflow.log-model.history";
 /// Longest such list, in bytes.
 const MAX_MODELS: usize = 1 << 20;
-/// Statements that insert up to as many rows are kept ready.
-const COMMON_ROWS: usize = 16;
 
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
 
-/// Runs with what they logged but for metrics, whose values SQLite's JSON would round; to be followed by a table of runs
-/// that is called `r`.
-const WHOLE: &str = concat!(
-    "SELECT r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted, ",
-    rows_of!("p.key, p.value", "params p WHERE p.run = r.id"),
-    " AS params, ",
-    rows_of!("p.key, p.value", "run_tags p WHERE p.run = r.id"),
-    " AS tags, ",
+/// To be followed by a table of runs that is called `r`, and by [`WHOLE_END`].
+const WHOLE: &str = "WITH page AS MATERIALIZED (SELECT r.* FROM ";
+
+/// A page of runs with what they logged as one row, each column the JSON of one table.
+const WHOLE_END: &str = concat!(
+    ") SELECT ",
     rows_of!(
-        "p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
-        "run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
+        "r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted",
+        "page r"
     ),
-    " AS datasets, ",
-    rows_of!("p.direction, p.model, p.step", "run_models p WHERE p.run = r.id"),
-    " AS models FROM "
+    ", ",
+    rows_of!("p.run, p.key, p.value", "page r CROSS JOIN params p WHERE p.run = r.id"),
+    ", ",
+    rows_of!("p.run, p.key, p.value", "page r CROSS JOIN run_tags p WHERE p.run = r.id"),
+    ", ",
+    rows_of!(
+        concat!("p.run, p.key, p.timestamp, p.step, ", exact!("p.value"), ", p.nan"),
+        "page r CROSS JOIN latest_metrics p WHERE p.run = r.id"
+    ),
+    ", ",
+    rows_of!(
+        "p.run, p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
+        "page r CROSS JOIN run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
+    ),
+    ", ",
+    rows_of!("p.run, p.direction, p.model, p.step", "page r CROSS JOIN run_models p WHERE p.run = r.id")
 );
 
 const PLACE: Place = Place {
@@ -61,7 +73,7 @@ const PLACE: Place = Place {
     per_millisecond: 1,
 };
 
-#[derive(sqlx::FromRow)]
+#[derive(sqlx::FromRow, Deserialize)]
 struct Row {
     id: String,
     experiment: i64,
@@ -91,40 +103,55 @@ impl MetricRow {
     }
 }
 
-/// A run, and JSON of what it logged.
+/// A page of runs: JSON of their own rows, in order, then of params, tags, metrics, datasets and models.
 #[derive(sqlx::FromRow)]
-struct WholeRow {
-    #[sqlx(flatten)]
-    run: Row,
-    params: String,
-    tags: String,
-    datasets: String,
-    models: String,
-}
+struct WholePage(String, String, String, String, String, String);
 
-impl WholeRow {
-    fn into_run(self) -> Result<Run> {
-        let Self { run, params, tags, datasets, models } = self;
-        let mut run = run.into_run()?;
-        (run.params, run.tags) = (pairs(&params)?, pairs(&tags)?);
-        type Dataset = (String, String, String, String, Option<String>, Option<String>, String);
-        for (name, digest, source_type, source, schema, profile, tags) in list::<Dataset>(&datasets)? {
-            let tags = from_json(&tags)?;
-            run.datasets.push(DatasetInput { name, digest, source_type, source, schema, profile, tags });
-        }
-        for (direction, model, step) in list::<(String, String, i64)>(&models)? {
-            match direction.as_str() {
-                "input" => run.model_inputs.push(model),
-                _ => run.model_outputs.push(ModelOutput { model, step }),
+impl WholePage {
+    fn into_runs(self) -> Result<Vec<Run>> {
+        let Self(rows, params, tags, metrics, datasets, models) = self;
+        let rows = list::<Row>(&rows)?;
+        let mut runs = rows.into_iter().map(Row::into_run).collect::<Result<Vec<Run>>>()?;
+        let ids: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
+        let places: HashMap<&str, usize> = ids.iter().map(String::as_str).zip(0..).collect();
+        let place = |run: &str| places.get(run).copied();
+        for (run, key, value) in list::<(Cow<'_, str>, String, String)>(&params)? {
+            if let Some(at) = place(&run) {
+                runs[at].params.insert(key, value);
             }
         }
-        Ok(run)
+        for (run, key, value) in list::<(Cow<'_, str>, String, String)>(&tags)? {
+            if let Some(at) = place(&run) {
+                runs[at].tags.insert(key, value);
+            }
+        }
+        for (run, key, timestamp, step, value, nan) in
+            list::<(Cow<'_, str>, String, i64, i64, Cow<'_, str>, i64)>(&metrics)?
+        {
+            if let Some(at) = place(&run) {
+                let value = value.parse().with_context(|| format!("metric `{key}` of run {run} is `{value}`"))?;
+                runs[at].metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
+            }
+        }
+        type Dataset<'a> = (Cow<'a, str>, String, String, String, String, Option<String>, Option<String>, Cow<'a, str>);
+        for (run, name, digest, source_type, source, schema, profile, tags) in list::<Dataset<'_>>(&datasets)? {
+            if let Some(at) = place(&run) {
+                let tags = from_json(&tags)?;
+                runs[at].datasets.push(DatasetInput { name, digest, source_type, source, schema, profile, tags });
+            }
+        }
+        for (run, direction, model, step) in list::<(Cow<'_, str>, Cow<'_, str>, String, i64)>(&models)? {
+            match (place(&run), &*direction) {
+                (None, _) => {}
+                (Some(at), "input") => runs[at].model_inputs.push(model),
+                (Some(at), _) => runs[at].model_outputs.push(ModelOutput { model, step }),
+            }
+        }
+        for run in &mut runs {
+            run.metrics.sort_by(|a, b| a.key.cmp(&b.key));
+        }
+        Ok(runs)
     }
-}
-
-/// A metric's value as both databases keep it: finite, and a mark for NaN.
-pub(super) fn kept(value: f64) -> (f64, i64) {
-    if value.is_nan() { (0.0, 1) } else { (value.clamp(f64::MIN, f64::MAX), 0) }
 }
 
 #[async_trait]
@@ -176,9 +203,7 @@ impl Runs for Tables {
         push_orders(&mut query, &PLACE, orders, "start_time DESC, id");
         push_page(&mut query, *offset, *limit);
         query.push(") AS r");
-        let rows: Vec<WholeRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-        let Page { items, next } = Page::cut(rows, *offset, *limit);
-        Ok(Page { items: with_metrics(&mut tx, items).await?, next })
+        Ok(Page::cut(whole(&mut tx, query).await?, *offset, *limit))
     }
 
     async fn change_run(&self, id: &str, change: &RunChange) -> Result<Run> {
@@ -282,30 +307,14 @@ async fn lock(tx: &mut Connection, id: &str) -> Result<Run> {
 async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
     let mut query = QueryBuilder::<Db>::new(WHOLE);
     query.push("runs AS r WHERE r.id = ").push_bind(id.to_owned());
-    let rows = query.build_query_as().fetch_all(&mut *tx).await?;
-    with_metrics(tx, rows).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
+    whole(tx, query).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
 }
 
-/// Adds the latest values of metrics, in one query for a thousand runs.
-async fn with_metrics(tx: &mut Connection, rows: Vec<WholeRow>) -> Result<Vec<Run>> {
-    let mut runs = rows.into_iter().map(WholeRow::into_run).collect::<Result<Vec<_>>>()?;
-    for some in runs.chunks_mut(IDS_AT_ONCE) {
-        let mut query =
-            QueryBuilder::<Db>::new("SELECT run, key, timestamp, step, value, nan FROM latest_metrics WHERE run IN (");
-        let mut ids = query.separated(", ");
-        for run in &*some {
-            ids.push_bind(run.id.clone());
-        }
-        query.push(") ORDER BY run, key");
-        let mut by_id: HashMap<String, &mut Run> = some.iter_mut().map(|run| (run.id.clone(), run)).collect();
-        let found: Vec<(String, String, i64, i64, f64, i64)> = query.build_query_as().fetch_all(&mut *tx).await?;
-        for (run, key, timestamp, step, value, nan) in found {
-            if let Some(run) = by_id.get_mut(&run) {
-                run.metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
-            }
-        }
-    }
-    Ok(runs)
+/// The runs a query finds that began as [`WHOLE`], in its order, with what they logged.
+async fn whole(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Run>> {
+    query.push(WHOLE_END);
+    let page: WholePage = query.build_query_as().fetch_one(&mut *tx).await?;
+    page.into_runs()
 }
 
 fn must_be(id: &str, state: &str) -> String {
@@ -397,20 +406,6 @@ pub(super) async fn add_metrics(tx: &mut Connection, metrics: &[(&str, &Metric)]
                   > (latest_metrics.step, latest_metrics.timestamp, latest_metrics.value)";
         insert_metrics(tx, "latest_metrics", some, newer).await?;
     }
-    Ok(())
-}
-
-async fn insert_metrics(tx: &mut Connection, table: &str, rows: &[(&str, &Metric)], conflict: &str) -> Result<()> {
-    let mut insert = QueryBuilder::<Db>::new(format!("INSERT INTO {table} (run, key, timestamp, step, value, nan) "));
-    insert.push_values(rows, |mut row, (run, metric)| {
-        let (value, nan) = kept(metric.value);
-        row.push_bind((*run).to_owned()).push_bind(metric.key.clone()).push_bind(metric.timestamp.0);
-        row.push_bind(metric.step).push_bind(value).push_bind(nan);
-    });
-    insert.push(conflict);
-    // Statements of every length there may be would push each other, and all others, out of the cache.
-    let is_common = rows.len() <= COMMON_ROWS || rows.len() == ROWS_AT_ONCE;
-    insert.build().persistent(is_common).execute(&mut *tx).await?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::traces::{set, with_ids};
 use super::{Connection, Db, IDS_AT_ONCE, ROWS_AT_ONCE};
 use crate::error::{Error, Result};
 use crate::store::rows::{from_json, from_word, to_json, to_word};
-use crate::tracking::spans::{INPUTS, OUTPUTS, Span, SpanStatus, TOKEN_USAGE};
+use crate::tracking::spans::{Content, INPUTS, OUTPUTS, Span, SpanStatus, TOKEN_USAGE};
 use crate::tracking::traces::{
     ARTIFACT_LOCATION, MAX_SPAN_BYTES, MAX_SPAN_VALUES, SPANS_LOCATION, TOKENS, TRACE_NAME, TraceState, preview,
 };
@@ -53,7 +53,7 @@ pub(super) async fn put(
         contents.push((*span, to_json(&span.content)?));
     }
     let bytes: u64 = contents.iter().map(|(span, content)| (span.name.len() + content.len()) as u64).sum();
-    put_trace(tx, experiment, trace, &contents, bytes).await?;
+    let replaced = put_trace(tx, experiment, trace, &contents, bytes).await?;
     let root = contents.iter().map(|(span, _)| span).find(|span| span.parent.is_none());
     let mut tags = vec![(SPANS_LOCATION.0, SPANS_LOCATION.1), (ARTIFACT_LOCATION, location)];
     tags.extend(root.map(|root| (TRACE_NAME, root.name.as_str())));
@@ -83,17 +83,18 @@ pub(super) async fn put(
         );
         insert.build().execute(&mut *tx).await?;
     }
-    add_tokens(tx, trace, &contents).await
+    count_tokens(tx, trace, &contents, &replaced).await
 }
 
-/// Adds the trace, or lets the one that is there reach over these spans; its row is locked from here on.
+/// Adds the trace, or lets the one that is there reach over these spans; its row is locked from here on. Answers the spans
+/// that are there already under the same ids: they do not count twice.
 async fn put_trace(
     tx: &mut Connection,
     experiment: i64,
     trace: &str,
     spans: &[(&Span, String)],
     bytes: u64,
-) -> Result<()> {
+) -> Result<Vec<Replaced>> {
     const NANOS: i64 = 1_000_000;
     let begin = spans.iter().map(|(span, _)| span.start.div_euclid(NANOS)).min().unwrap_or_default();
     let end = spans.iter().filter_map(|(span, _)| span.end).max().map(|end| end.div_euclid(NANOS));
@@ -104,7 +105,8 @@ async fn put_trace(
         Some((SpanStatus::Ok | SpanStatus::Unset, _)) => TraceState::Ok,
     };
     let shown = |key: &str| root.and_then(|root| root.content.attributes.get(key)).map(shown);
-    let taken: i64 = query_scalar(
+    let bytes = i64::try_from(bytes).map_err(anyhow::Error::from)?;
+    let mut taken: i64 = query_scalar(
         "INSERT INTO traces (id, experiment, request_time, duration, state, request_preview, response_preview,
                              span_bytes)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -132,15 +134,50 @@ async fn put_trace(
     .bind(to_word(&state)?)
     .bind(shown(INPUTS))
     .bind(shown(OUTPUTS))
-    .bind(i64::try_from(bytes).map_err(anyhow::Error::from)?)
+    .bind(bytes)
     .fetch_one(&mut *tx)
     .await?;
+    let mut replaced = Vec::new();
+    // Else it had no spans before.
+    if taken > bytes {
+        replaced = those_there(tx, trace, spans).await?;
+        taken = query_scalar("UPDATE traces SET span_bytes = span_bytes - $1 WHERE id = $2 RETURNING span_bytes")
+            .bind(replaced.iter().map(|before| before.bytes).sum::<i64>())
+            .bind(trace)
+            .fetch_one(&mut *tx)
+            .await?;
+    }
     if taken.unsigned_abs() > MAX_SPAN_BYTES {
         return Err(Error::Rejected(format!(
             "Trace with ID '{trace}' would have {taken} bytes of spans, at most {MAX_SPAN_BYTES} are kept"
         )));
     }
-    Ok(())
+    Ok(replaced)
+}
+
+/// What a span that is sent again has counted for.
+struct Replaced {
+    bytes: i64,
+    tokens: Option<Value>,
+}
+
+async fn those_there(tx: &mut Connection, trace: &str, spans: &[(&Span, String)]) -> Result<Vec<Replaced>> {
+    let mut found = Vec::new();
+    for some in spans.chunks(IDS_AT_ONCE) {
+        let mut select = QueryBuilder::<Db>::new("SELECT name, content FROM spans WHERE trace = ");
+        select.push_bind(trace).push(" AND id IN (");
+        let mut ids = select.separated(", ");
+        for (span, _) in some {
+            ids.push_bind(span.id.as_str());
+        }
+        select.push(")");
+        for (name, content) in select.build_query_as::<(String, String)>().fetch_all(&mut *tx).await? {
+            let bytes = i64::try_from(name.len() + content.len()).map_err(anyhow::Error::from)?;
+            let mut content: Content = from_json(&content)?;
+            found.push(Replaced { bytes, tokens: content.attributes.remove(TOKEN_USAGE) });
+        }
+    }
+    Ok(found)
 }
 
 /// What a preview shows of inputs or outputs: of a chat its last message, else all of it as JSON.
@@ -152,14 +189,18 @@ fn shown(value: &Value) -> String {
     preview(last.or_else(answer).unwrap_or_else(|| value.to_string()))
 }
 
-/// Adds the tokens of these spans to those of their trace.
-async fn add_tokens(tx: &mut Connection, trace: &str, spans: &[(&Span, String)]) -> Result<()> {
-    let usages: Vec<&Value> = spans
-        .iter()
-        .filter_map(|(span, _)| span.content.attributes.get(TOKEN_USAGE))
-        .filter(|u| u.is_object())
-        .collect();
-    if usages.is_empty() {
+/// Counts the tokens of these spans among those of their trace, in place of those they have replaced.
+async fn count_tokens(
+    tx: &mut Connection,
+    trace: &str,
+    spans: &[(&Span, String)],
+    replaced: &[Replaced],
+) -> Result<()> {
+    let usages = spans.iter().filter_map(|(span, _)| span.content.attributes.get(TOKEN_USAGE));
+    let usages: Vec<&Value> = usages.filter(|usage| usage.is_object()).collect();
+    let replaced: Vec<&Value> =
+        replaced.iter().filter_map(|before| before.tokens.as_ref()).filter(|usage| usage.is_object()).collect();
+    if usages.is_empty() && replaced.is_empty() {
         return Ok(());
     }
     let before: Option<String> = query_scalar("SELECT value FROM trace_metadata WHERE trace = $1 AND key = $2")
@@ -169,8 +210,10 @@ async fn add_tokens(tx: &mut Connection, trace: &str, spans: &[(&Span, String)])
         .await?;
     let before: Value = before.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let count = |usage: &Value, kind: &str| usage.get(kind).and_then(Value::as_i64).unwrap_or(0);
-    let sums = TOKEN_KINDS
-        .map(|kind| usages.iter().fold(count(&before, kind), |sum, usage| sum.saturating_add(count(usage, kind))));
+    let sums = TOKEN_KINDS.map(|kind| {
+        let less = replaced.iter().fold(count(&before, kind), |sum, usage| sum.saturating_sub(count(usage, kind)));
+        usages.iter().fold(less.max(0), |sum, usage| sum.saturating_add(count(usage, kind)))
+    });
     let [input, output, total] = sums;
     let usage = json!({"input_tokens": input, "output_tokens": output, "total_tokens": total});
     set(tx, "trace_metadata", trace, &BTreeMap::from([(TOKENS.to_owned(), usage.to_string())])).await

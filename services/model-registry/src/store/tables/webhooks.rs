@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, query, query_as, query_scalar};
 use uuid::Uuid;
 
-use super::{Begun, Connection, Db, Tables, Write};
+use super::{Begun, Connection, Db, Tables, WAIT_LITTLE, Write};
 use crate::audit::{Change, webhook_resource};
 use crate::error::{Entity, Error, Result};
 use crate::model::Micros;
@@ -276,12 +276,22 @@ impl Webhooks for Tables {
         .fetch_all(self.reader())
         .await?;
         let lease_until = Micros(now.0 + i64::try_from(lease.as_micros()).map_err(anyhow::Error::from)?);
-        let mut parcels = Vec::new();
+        let (mut parcels, mut failed) = (Vec::new(), None);
         // One transaction each: who locks two webhooks' rows can meet another who locks them the other way round.
         for webhook in waiting {
-            parcels.extend(self.claim(webhook, now, lease_until).await?);
+            match self.claim(&webhook, now, lease_until).await {
+                Ok(parcel) => parcels.extend(parcel),
+                // What was taken on is delivered all the same, and the others get their turn.
+                Err(error) => {
+                    tracing::warn!(webhook, error = format!("{error:#}"), "cannot take on a delivery to a webhook");
+                    failed = Some(error);
+                }
+            }
         }
-        Ok(parcels)
+        match failed {
+            Some(error) if parcels.is_empty() => Err(error),
+            _ => Ok(parcels),
+        }
     }
 
     async fn settle_delivery(&self, now: Micros, parcel: &Parcel, outcome: &Outcome) -> Result<()> {
@@ -339,14 +349,15 @@ impl Webhooks for Tables {
 
 impl Tables {
     /// Takes a webhook on and finds the delivery that is its turn; None where another replica was faster, or none waits.
-    async fn claim(&self, webhook: String, now: Micros, lease_until: Micros) -> Result<Option<Parcel>> {
+    async fn claim(&self, webhook: &str, now: Micros, lease_until: Micros) -> Result<Option<Parcel>> {
         let mut tx = self.begin_write().await?;
+        query(WAIT_LITTLE).execute(&mut *tx).await?;
         let taken = query(
             "UPDATE webhooks SET lease_until = $1
              WHERE id = $2 AND due <= $3 AND lease_until <= $3 AND status = 'active'",
         )
         .bind(lease_until.0)
-        .bind(&webhook)
+        .bind(webhook)
         .bind(now.0)
         .execute(&mut *tx)
         .await?;
@@ -358,21 +369,21 @@ impl Tables {
              FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook
              WHERE d.webhook = $1 AND d.state = 'pending' ORDER BY d.sequence LIMIT 1",
         )
-        .bind(&webhook)
+        .bind(webhook)
         .fetch_optional(&mut *tx)
         .await?;
         let Some(ParcelRow { url, secret, sequence, id, body, attempts, due: _ }) =
             oldest.filter(|row| row.due <= now.0)
         else {
             // What was to be tried has been forgotten.
-            query("UPDATE webhooks SET lease_until = 0 WHERE id = $1").bind(&webhook).execute(&mut *tx).await?;
-            schedule(&mut tx, &webhook).await?;
+            query("UPDATE webhooks SET lease_until = 0 WHERE id = $1").bind(webhook).execute(&mut *tx).await?;
+            schedule(&mut tx, webhook).await?;
             tx.commit().await?;
             return Ok(None);
         };
         tx.commit().await?;
         let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
-        let endpoint = Endpoint { webhook, url, secret: secret.map(Sealed) };
+        let endpoint = Endpoint { webhook: webhook.to_owned(), url, secret: secret.map(Sealed) };
         Ok(Some(Parcel { endpoint, sequence, id, body, attempts, lease_until }))
     }
 }

@@ -1,0 +1,28 @@
+//! Generation, token by token.
+
+use futures::stream::{self, StreamExt};
+use tonic::{Request, Response, Status};
+use verdict_api::predict::{GenerateRequest, GenerateResponse};
+use verdict_chassis::context;
+
+use super::Answers;
+use crate::{catalog::Catalog, convert, generate::Event};
+
+pub(super) async fn generate(
+    catalog: &Catalog,
+    request: Request<GenerateRequest>,
+) -> Result<Response<Answers<GenerateResponse>>, Status> {
+    let deadline = context::of(&request).deadline;
+    let call = convert::generate::generate(request.into_inner(), rand::random())?;
+    let found = catalog.find(&call.model)?;
+    let running = found.model.generation()?.generate(call.prompt, call.sampling, deadline).await?;
+    let events = stream::unfold((running, found), |(mut running, found)| async move {
+        let event = running.next().await?.map_err(Status::from);
+        let message = event.map(|event| match event {
+            Event::Step(step) => convert::generate::generated(step),
+            Event::Finish(finish) => convert::generate::finished(finish, &found),
+        });
+        Some((message, (running, found)))
+    });
+    Ok(Response::new(events.boxed()))
+}
