@@ -26,7 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Tokens a second of reading prompts, to the first token of each, and of what came after.
 fn run(generator: &Generator, texts: usize, prompt: usize, tokens: usize) -> (f64, f64) {
-    let options = EngineOptions { max_sequences: texts, cache_tokens: texts * (prompt + tokens + 32), ..Default::default() };
+    let options =
+        EngineOptions { max_sequences: texts, cache_tokens: texts * (prompt + tokens + 32), ..Default::default() };
     let mut engine = Engine::new(generator.clone(), EngineOptions { reuses_prefixes: false, ..options });
     for text in 0..texts {
         // Ordinary words of any vocabulary, each text its own.
@@ -53,6 +54,7 @@ fn run(generator: &Generator, texts: usize, prompt: usize, tokens: usize) -> (f6
 fn peak_megabytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = peak.and_then(|text| text.trim().strip_suffix("kB")).and_then(|text| text.trim().parse::<u64>().ok());
+    let kilobytes =
+        peak.and_then(|text| text.trim().strip_suffix("kB")).and_then(|text| text.trim().parse::<u64>().ok());
     kilobytes.unwrap_or(0) / 1024
 }

@@ -25,18 +25,18 @@ mod transformer;
 mod vector;
 mod vocabulary;
 
-pub use self::{
-    constraint::{Constraint, MAX_SCHEMA_BYTES},
-    engine::{Engine, EngineOptions, Event, Refused, Request, SequenceId},
-    sampling::{Alternative, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, Sampling},
-    template::Message,
-};
 use self::{
     constraint::Schemas,
     gguf::{Gguf, Value},
     template::Template,
     transformer::Model,
     vocabulary::Vocabulary,
+};
+pub use self::{
+    constraint::{Constraint, MAX_SCHEMA_BYTES},
+    engine::{Engine, EngineOptions, Event, Refused, Request, SequenceId},
+    sampling::{Alternative, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, Sampling},
+    template::Message,
 };
 use crate::{ItemError, LoadError, text::Token};
 
@@ -100,7 +100,9 @@ impl Generator {
         let invalid = |problem: &str| ItemError::Invalid(problem.to_owned());
         let template = match self.template.as_deref() {
             None => return Err(invalid("the model has no chat template; send a prompt")),
-            Some(Err(problem)) => return Err(invalid(&format!("the model's chat template does not compile: {problem}"))),
+            Some(Err(problem)) => {
+                return Err(invalid(&format!("the model's chat template does not compile: {problem}")));
+            }
             Some(Ok(template)) => template,
         };
         if messages.is_empty() {

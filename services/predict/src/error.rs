@@ -21,6 +21,8 @@ pub enum Error {
     Invalid(Vec<Field>),
     #[error("model `{0}` has no policy.json, so it scores but does not decide")]
     NoPolicy(String),
+    #[error("model `{0}` has no chat template, so it takes a prompt and no messages")]
+    NoChatTemplate(String),
     #[error("the queue of model `{model}` is full")]
     QueueFull { model: String, retry_after: Duration },
     #[error("the deadline passed before the work was done")]
@@ -67,6 +69,7 @@ impl From<Error> for Status {
                 status::invalid("WRONG_TASK", vec![Field { field: "model".to_owned(), problem: message }])
             }
             Error::Invalid(fields) => status::invalid("INVALID_REQUEST", fields),
+            Error::NoChatTemplate(_) => status::failed_precondition("NO_CHAT_TEMPLATE", message),
             Error::NoPolicy(_) => status::failed_precondition("NO_POLICY", message),
             Error::QueueFull { retry_after, .. } => status::exhausted("QUEUE_FULL", message, retry_after),
             Error::Expired => status::deadline_exceeded("DEADLINE_EXCEEDED", message),

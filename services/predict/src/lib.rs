@@ -21,6 +21,7 @@ pub mod deployment;
 pub mod error;
 pub mod follow;
 pub mod generate;
+mod generation_loop;
 pub mod grpc;
 pub mod log;
 pub mod metrics;

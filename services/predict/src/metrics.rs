@@ -12,6 +12,8 @@ pub const QUEUE_WAIT: &str = "predict_queue_wait_seconds";
 pub const BATCH_SIZE: &str = "predict_batch_size";
 /// Requests and items that were turned away, by model and reason.
 pub const REFUSALS: &str = "predict_refusals_total";
+/// Tokens of generations, by model, version and kind (`prompt`, `cached`, `completion`).
+pub const TOKENS: &str = "predict_generation_tokens_total";
 /// Recorded decisions, by model and outcome.
 pub const DECISIONS: &str = "predict_decisions_total";
 /// Decisions made durable by one transaction.
@@ -25,6 +27,7 @@ pub fn describe() {
     describe_histogram!(QUEUE_WAIT, Unit::Seconds, "Time from acceptance to the start of the batch");
     describe_histogram!(BATCH_SIZE, Unit::Count, "Items computed together");
     describe_counter!(REFUSALS, Unit::Count, "Requests and items that were turned away, by reason");
+    describe_counter!(TOKENS, Unit::Count, "Tokens of generations: computed and cached of prompts, and generated");
     describe_counter!(DECISIONS, Unit::Count, "Recorded decisions by outcome");
     describe_histogram!(COMMIT_SIZE, Unit::Count, "Decisions made durable by one transaction");
     describe_counter!(SWAPS, Unit::Count, "Changes of the version behind a reference, by result");
@@ -37,6 +40,9 @@ pub struct ModelMeters {
     size: Histogram,
     full: Counter,
     panics: Counter,
+    late: Counter,
+    /// Computed and cached of prompts, and generated.
+    tokens: [Counter; 3],
 }
 
 impl ModelMeters {
@@ -50,6 +56,10 @@ impl ModelMeters {
             size: histogram!(BATCH_SIZE, &labels),
             full: refusal("QUEUE_FULL"),
             panics: refusal("ENGINE_PANIC"),
+            late: refusal("TOO_LATE"),
+            tokens: ["prompt", "cached", "completion"].map(
+                |kind| counter!(TOKENS, "model" => model.to_owned(), "version" => version.to_string(), "kind" => kind),
+            ),
         }
     }
 
@@ -58,6 +68,29 @@ impl ModelMeters {
         self.wait.record(waited.as_secs_f64());
         self.inference.record(took.as_secs_f64() * 1e3);
         self.size.record(items as f64);
+    }
+
+    /// Records how long a generation waited.
+    pub fn waited(&self, waited: Duration) {
+        self.wait.record(waited.as_secs_f64());
+    }
+
+    /// Records a step of generations that ran together.
+    pub fn stepped(&self, took: Duration, together: usize) {
+        self.inference.record(took.as_secs_f64() * 1e3);
+        self.size.record(together as f64);
+    }
+
+    /// Counts the tokens of a generation that ended.
+    pub fn generated(&self, prompt: usize, cached: usize, completion: usize) {
+        for (counter, tokens) in self.tokens.iter().zip([prompt, cached, completion]) {
+            counter.increment(tokens as u64);
+        }
+    }
+
+    /// Counts a request that would have started after its deadline.
+    pub fn too_late(&self) {
+        self.late.increment(1);
     }
 
     /// Counts a request the full queue refused.

@@ -15,7 +15,7 @@ use crate::{
     batch::Limits,
     cache::Files,
     error::{Error, Result},
-    generate::Generation,
+    generate::{Generation, GenerationLimits},
     metrics::ModelMeters,
     policy::Policy,
     release::{Release, Task},
@@ -44,8 +44,7 @@ pub enum Engine {
 #[derive(Clone, Copy, Debug)]
 pub struct Sizing {
     pub batch: Limits,
-    /// For text generation; its workers run one generation each.
-    pub generation: Limits,
+    pub generation: GenerationLimits,
 }
 
 impl Loaded {

@@ -97,15 +97,7 @@ macro_rules! at_level {
 }
 
 /// The products of every query with every key of a page, into column `at` on of the rows of `scores`.
-fn page_scores(
-    level: Level,
-    queries: &[f32],
-    head: usize,
-    keys: &[f32],
-    scores: &mut [f32],
-    stride: usize,
-    at: usize,
-) {
+fn page_scores(level: Level, queries: &[f32], head: usize, keys: &[f32], scores: &mut [f32], stride: usize, at: usize) {
     at_level!(level, scores_body(queries: &[f32], head: usize, keys: &[f32], scores: &mut [f32], stride: usize, at: usize))
 }
 
@@ -253,7 +245,9 @@ mod tests {
             (product * f64::from(scale)).exp()
         };
         let total: f64 = seen.clone().map(weight).sum();
-        (0..head).map(|i| seen.clone().map(|at| weight(at) * f64::from(row(values, at)[i])).sum::<f64>() / total).collect()
+        (0..head)
+            .map(|i| seen.clone().map(|at| weight(at) * f64::from(row(values, at)[i])).sum::<f64>() / total)
+            .collect()
     }
 
     #[test]

@@ -68,8 +68,7 @@ fn factory(vocabulary: &Vocabulary) -> anyhow::Result<ParserFactory> {
     let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
     let mut factory =
         ParserFactory::new(&environment, InferenceCapabilities::default(), &SlicedBiasComputer::json_slices())?;
-    *factory.limits_mut() =
-        ParserLimits { max_lexer_states: 20_000, verbose_errors: false, ..ParserLimits::default() };
+    *factory.limits_mut() = ParserLimits { max_lexer_states: 20_000, verbose_errors: false, ..ParserLimits::default() };
     factory.quiet();
     Ok(factory)
 }

@@ -4,7 +4,9 @@ use std::{fs, sync::LazyLock};
 
 use verdict_inference::{
     ItemError,
-    generation::{Engine, EngineOptions, Event, Finish, Generator, Reason, Refused, Request, Sampling, SequenceId, Step},
+    generation::{
+        Engine, EngineOptions, Event, Finish, Generator, Reason, Refused, Request, Sampling, SequenceId, Step,
+    },
 };
 
 use crate::support::golden;
@@ -226,10 +228,8 @@ mod live {
             prompts.iter().map(|prompt| GEMMA.start(prompt, Sampling::greedy(12)).unwrap().collect()).collect();
         let mut engine = Engine::new(GEMMA.clone(), EngineOptions { prompt_chunk: 200, ..EngineOptions::default() });
         for round in 0..2 {
-            let ids: Vec<SequenceId> = prompts
-                .iter()
-                .map(|prompt| admitted(&mut engine, request(prompt, Sampling::greedy(12))))
-                .collect();
+            let ids: Vec<SequenceId> =
+                prompts.iter().map(|prompt| admitted(&mut engine, request(prompt, Sampling::greedy(12)))).collect();
             for ((steps, finish), alone) in run(&mut engine, &ids).iter().zip(&alone) {
                 assert_eq!(steps, alone);
                 assert!(round == 0 || finish.cached_tokens > 512, "{finish:?}");

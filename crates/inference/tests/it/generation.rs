@@ -131,10 +131,18 @@ fn string(text: &str) -> Option<Value> {
 #[test]
 fn what_the_engine_cannot_compute_is_refused_by_name() {
     for (key, value, expected) in [
-        ("general.architecture", string("mamba"), "tiny.gguf: not supported: architecture `mamba`; `gemma3`, `llama`, `qwen2`"),
+        (
+            "general.architecture",
+            string("mamba"),
+            "tiny.gguf: not supported: architecture `mamba`; `gemma3`, `llama`, `qwen2`",
+        ),
         ("general.architecture", None, "metadata lacks `general.architecture`"),
         ("general.alignment", Some(Value::U32(0)), "`general.alignment` is a power of two"),
-        ("tokenizer.ggml.model", string("bert"), "tokenizer `bert`; `llama` (SentencePiece) and `gpt2` (byte-level BPE) are"),
+        (
+            "tokenizer.ggml.model",
+            string("bert"),
+            "tokenizer `bert`; `llama` (SentencePiece) and `gpt2` (byte-level BPE) are",
+        ),
         ("tokenizer.ggml.eos_token_id", Some(Value::U32(999)), "special token 999 is not in the vocabulary"),
         ("tokenizer.ggml.scores", Some(Value::Array(vec![Value::F32(0.0)])), "272 tokens and 1 scores"),
         ("gemma3.block_count", Some(Value::U32(3)), "tensor `blk.2.attn_norm.weight` is missing"),

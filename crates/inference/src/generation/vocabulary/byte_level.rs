@@ -114,6 +114,10 @@ impl ByteLevelBpe {
         // Nothing in these steps fails for a text.
         let Ok(encoding) = self.0.encode_fast(text, false) else { return };
         let with_offsets = encoding.get_ids().iter().zip(encoding.get_offsets());
-        tokens.extend(with_offsets.map(|(id, (start, end))| Token { id: *id, start: offset + start, end: offset + end }));
+        tokens.extend(with_offsets.map(|(id, (start, end))| Token {
+            id: *id,
+            start: offset + start,
+            end: offset + end,
+        }));
     }
 }
