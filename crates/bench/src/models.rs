@@ -1,8 +1,9 @@
-//! Embeddings and decisions: predict through gRPC beside the libraries in process.
+//! Embeddings, decisions and text generation: predict through gRPC beside the libraries in process.
 //!
 //! Each row alternates: a round of ours through gRPC ([`ours`]), a round of the peer in process ([`peer`]), and so on; the
 //! figures are medians over the rounds.
 
+mod generation;
 mod ours;
 mod peer;
 
@@ -49,7 +50,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
     for threads in [1, 2] {
         let works: Vec<_> = works.iter().filter(|work| work.name().contains(&cli.rows)).collect();
         if works.is_empty() {
-            return Ok(());
+            break;
         }
         let stack = Stack::start(&cli.bin_dir()?, &cli.demo_data, threads).await?;
         for &&work in &works {
@@ -64,5 +65,5 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
             println!("{:<26} {threads:>7} {ours:>12.1} {theirs:>12.1} {:>7.2}  {name}", work.name(), ours / theirs);
         }
     }
-    Ok(())
+    generation::run(cli).await
 }

@@ -23,19 +23,41 @@ use super::Work;
 
 const EMBEDDER: &str = "embedder@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
+pub(crate) const GENERATOR: &str = "generator@champion";
 /// Columns of the credit-risk model.
 const COLUMNS: usize = 20;
 
 /// A registry and a predict with the models of the benchmarks; dropped, they are killed.
 pub(crate) struct Stack {
     predict: String,
-    _children: [Child; 2],
+    children: [Child; 2],
     _data: tempfile::TempDir,
 }
 
 impl Stack {
-    /// Starts both, publishes the models and waits until they are warm.
+    /// Starts both, publishes the models of the rows but generation, and waits until they are warm.
     pub(crate) async fn start(bin_dir: &Path, demo_data: &Path, workers: usize) -> Result<Self> {
+        let credit = demo_data.join("credit-risk");
+        let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
+        let embedder = models::dir("all-MiniLM-L6-v2");
+        let published = [
+            (EMBEDDER, Task::TextEmbedding, embedder, None),
+            (CREDIT_RISK, Task::TabularClassification, credit.join("1"), Some(signature)),
+        ];
+        Self::with(bin_dir, published, ("PREDICT_WORKERS", workers)).await
+    }
+
+    /// As `start`, with the generator alone, which computes with `threads`.
+    pub(crate) async fn generator(bin_dir: &Path, threads: usize) -> Result<Self> {
+        let published = [(GENERATOR, Task::TextGeneration, models::dir("gemma-3-270m"), None)];
+        Self::with(bin_dir, published, ("PREDICT_GENERATION_THREADS", threads)).await
+    }
+
+    async fn with<const N: usize>(
+        bin_dir: &Path,
+        published: [(&str, Task, PathBuf, Option<verdict_api::registry::Signature>); N],
+        (setting, value): (&str, usize),
+    ) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let local = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (registry, registry_admin, predict, predict_admin) = (local(), local(), local(), local());
@@ -52,11 +74,11 @@ impl Stack {
         );
         first.wait_ready(registry_admin, Duration::from_secs(30)).await;
         let channel = client::connect(&format!("http://{registry}"))?;
-        let embedder = models::dir("all-MiniLM-L6-v2");
-        let credit = demo_data.join("credit-risk");
-        let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
-        publish_one(&channel, "embedder", Task::TextEmbedding, embedder, None).await?;
-        publish_one(&channel, "credit-risk", Task::TabularClassification, credit.join("1"), Some(signature)).await?;
+        let references = published.each_ref().map(|(reference, ..)| *reference).join(",");
+        for (reference, task, dir, signature) in published {
+            let model = reference.split('@').next().unwrap_or(reference);
+            publish_one(&channel, model, task, dir, signature).await?;
+        }
         let mut second = Child::spawn(
             &bin_dir.join("predict"),
             &["serve"],
@@ -64,13 +86,20 @@ impl Stack {
                 ("PREDICT_LISTEN", predict.to_string()),
                 ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
                 ("PREDICT_DATA_DIR", below("predict")),
-                ("PREDICT_MODELS", format!("{EMBEDDER},{CREDIT_RISK}")),
-                ("PREDICT_WORKERS", workers.to_string()),
+                ("PREDICT_MODELS", references),
+                (setting, value.to_string()),
                 ("REGISTRY_URL", format!("http://{registry}")),
             ],
         );
         second.wait_ready(predict_admin, Duration::from_secs(120)).await;
-        Ok(Self { predict: format!("http://{predict}"), _children: [first, second], _data: data })
+        Ok(Self { predict: format!("http://{predict}"), children: [first, second], _data: data })
+    }
+
+    /// The most memory predict ever had.
+    pub(crate) fn peak_megabytes(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.children[1].pid()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        Ok(peak.context("the system does not say how much memory a process had")?.trim().parse::<f64>()? / 1024.0)
     }
 
     /// Has `callers` ask as fast as they are answered for `time`; items per second.
@@ -91,7 +120,7 @@ impl Stack {
         Ok(items / seconds)
     }
 
-    fn channel(&self) -> Result<Channel> {
+    pub(crate) fn channel(&self) -> Result<Channel> {
         client::connect(&self.predict)
     }
 }

@@ -284,6 +284,9 @@ mod x86 {
 
     use super::{Block, LANES, LINES, MOST_TOGETHER, Scales, Tile};
 
+    /// How far ahead weights are asked for: what arrives from memory while one answer is under way.
+    const TILES_AHEAD: usize = 8;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
     pub(super) fn avx512_vnni<const M: usize>(
@@ -294,6 +297,14 @@ mod x86 {
     ) {
         let mut totals = [_mm512_setzero_ps(); M];
         for (index, (tile, scales)) in tiles.iter().zip(scales).enumerate() {
+            if M == 1 {
+                // One input waits for memory: the hardware stops looking ahead at the end of every page.
+                let ahead = tiles.as_ptr().wrapping_add(index + TILES_AHEAD).cast::<i8>();
+                for line in 0..LINES {
+                    // SAFETY: a prefetch reads nothing, whatever the address.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64)) };
+                }
+            }
             // SAFETY: a line is 64 bytes, aligned to 64.
             let lines: [__m512i; LINES] =
                 std::array::from_fn(|line| unsafe { _mm512_load_si512(tile.lines[line].0.as_ptr().cast()) });
