@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use llguidance::{
     Matcher, ParserFactory,
-    api::{ParserLimits, TopLevelGrammar},
+    api::{ParserLimits, StopReason, TopLevelGrammar},
     earley::SlicedBiasComputer,
     toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie},
 };
@@ -80,6 +80,7 @@ impl Constraint {
     /// One bit for each token that may come next: at least one.
     pub(super) fn mask(&mut self) -> Result<Vec<u32>, ItemError> {
         let mask = self.0.compute_mask_or_eos().map_err(|error| failed(&error))?;
+        self.is_complete()?;
         if mask.is_zero() {
             return Err(ItemError::Invalid("the schema leaves no token to continue with".to_owned()));
         }
@@ -89,7 +90,16 @@ impl Constraint {
     /// Takes a token that the mask allowed, and says whether the text is complete.
     pub(super) fn take(&mut self, id: u32) -> Result<bool, ItemError> {
         self.0.consume_token(id).map_err(|error| failed(&error))?;
-        Ok(self.0.is_stopped())
+        self.is_complete()
+    }
+
+    /// Whether nothing can follow. A parser that gave up is an error and no end.
+    fn is_complete(&self) -> Result<bool, ItemError> {
+        match self.0.stop_reason() {
+            StopReason::NotStopped => Ok(false),
+            StopReason::NoExtension | StopReason::NoExtensionBias | StopReason::EndOfSentence => Ok(true),
+            other => Err(failed(&anyhow::anyhow!("{other}"))),
+        }
     }
 }
 

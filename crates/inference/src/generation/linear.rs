@@ -301,8 +301,7 @@ mod x86 {
                 // One input waits for memory: the hardware stops looking ahead at the end of every page.
                 let ahead = tiles.as_ptr().wrapping_add(index + TILES_AHEAD).cast::<i8>();
                 for line in 0..LINES {
-                    // SAFETY: a prefetch reads nothing, whatever the address.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64)) };
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
                 }
             }
             // SAFETY: a line is 64 bytes, aligned to 64.

@@ -204,12 +204,12 @@ async fn a_conversation_goes_through_the_model_s_template() {
         max_tokens: 60,
         ..GenerateRequest::default()
     };
-    let question = message("user", "What is the capital of France?");
+    let question = message("user", "Say hello.");
     let (tokens, finish) = generate(&predict, chat(vec![question.clone()])).await;
     let answer: String = tokens.iter().map(|token| token.text.as_str()).collect();
-    assert!(answer.contains("Paris") && !answer.contains("<|im_end|>"), "{answer:?}");
+    assert!(answer.contains("Hello") && !answer.contains("<|im_end|>"), "{answer:?}");
     assert_eq!(finish.reason(), FinishReason::Stop);
-    let next = vec![question, message("assistant", &answer), message("user", "And of Italy?")];
+    let next = vec![question, message("assistant", &answer), message("user", "Say it again.")];
     let (_, finish) = generate(&predict, chat(next)).await;
     assert!(finish.cached_prompt_tokens >= 32, "the next turn finds the one before: {finish:?}");
     let status = predict.client().generate(chat(vec![message("tool", "x")])).await.unwrap_err();
