@@ -34,7 +34,7 @@ enum Kind {
 
 enum Merges {
     SentencePiece(SentencePiece),
-    ByteLevel(ByteLevelBpe),
+    ByteLevel(Box<ByteLevelBpe>),
 }
 
 /// A vocabulary and what the model adds to a text.
@@ -107,7 +107,7 @@ impl Vocabulary {
                 };
                 let bpe = ByteLevelBpe::new(&texts, of(Kind::Normal), merges, pre);
                 let bpe = bpe.map_err(|problem| gguf.malformed(problem))?;
-                (Merges::ByteLevel(bpe), adds_bos.unwrap_or(pre.adds_bos))
+                (Merges::ByteLevel(Box::new(bpe)), adds_bos.unwrap_or(pre.adds_bos))
             }
             other => {
                 let problem = format!("tokenizer `{other}`; `llama` (SentencePiece) and `gpt2` (byte-level BPE) are");
