@@ -4,6 +4,7 @@
 usage: bench_peers.py embed --threads N --batch B --tokens T [--seconds S] [--runs R]
        bench_peers.py predict --rows ROWS --threads N [--seconds S] [--runs R]
        bench_peers.py generate --threads N [--prompt P] [--tokens T] [--together C]
+       bench_peers.py trees --engine xgboost|onnxruntime|lightgbm --work row|rows|shap --threads N [--seconds S] [--runs R]
 
   embed    all-MiniLM-L6-v2 in fp32 by onnxruntime: sentences a second, from token ids to normalised embeddings.
            The graph is built here from the same safetensors, with onnxruntime's own fused operators, and must give the
@@ -12,6 +13,9 @@ usage: bench_peers.py embed --threads N --batch B --tokens T [--seconds S] [--ru
            T tokens, and of continuing C together; and the most megabytes the process ever had. Prints these instead of
            `median_per_s`.
   predict  version 1 of the credit-risk model by xgboost: rows a second, from a float array to probabilities.
+  trees    300 trees on the Adult census data: one row a call (the median call, as calls a second), 10,000 rows a call
+           (to probabilities), or SHAP values; each engine must give the reference probabilities first. onnxruntime
+           runs a graph that is built here from the XGBoost model; lightgbm has a model of its own.
 
 With more than one thread both ways to use them are measured, and the faster is reported: one caller whose operators
 share the threads ("intra-op"), and as many callers as threads, one thread each ("callers").
@@ -167,7 +171,7 @@ def build_minilm(path: Path) -> None:
     partial.rename(path)
 
 
-def session(path: Path, threads: int):
+def session(path: Path | bytes, threads: int):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -304,6 +308,117 @@ def generate(arguments: argparse.Namespace) -> dict:
     }
 
 
+def adult_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Returns the reference rows, and 10,000 rows made of their columns in other orders, as the bench makes them."""
+    reference = json.loads((GOLDEN / "adult_rows.json").read_text())["rows"]
+    cells = np.array([[np.nan if cell is None else cell for cell in row] for row in reference], dtype=np.float32)
+    row, column = np.arange(10_000)[:, None], np.arange(cells.shape[1])[None, :]
+    return cells, np.ascontiguousarray(cells[(row * (2 * column + 3) + row // len(cells)) % len(cells), column])
+
+
+def unpacked(name: str) -> bytes:
+    with gzip.open(GOLDEN / name) as file:
+        return file.read()
+
+
+def onnx_of_xgboost(model: dict) -> bytes:
+    """Writes the trees of a binary XGBoost model as TreeEnsembleClassifier."""
+    from onnx import TensorProto, helper
+
+    learner = model["learner"]
+    base = float(learner["learner_model_param"]["base_score"].strip("[]"))
+    columns: dict[str, list] = {name: [] for name in (
+        "treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true"
+    )}
+    leaves: dict[str, list] = {name: [] for name in ("treeids", "nodeids", "ids", "weights")}
+    for number, tree in enumerate(learner["gradient_booster"]["model"]["trees"]):
+        for node, left in enumerate(tree["left_children"]):
+            leaf = left == -1
+            value = tree["split_conditions"][node]
+            entry = (number, node, 0, "LEAF", 0.0, 0, 0, 0) if leaf else (
+                number, node, tree["split_indices"][node], "BRANCH_LT", value, left, tree["right_children"][node],
+                tree["default_left"][node],
+            )
+            for column, cell in zip(columns.values(), entry):
+                column.append(cell)
+            if leaf:
+                for column, cell in zip(leaves.values(), (number, node, 0, value)):
+                    column.append(cell)
+    node = helper.make_node(
+        "TreeEnsembleClassifier", ["rows"], ["label", "probabilities"], domain="ai.onnx.ml",
+        base_values=[float(np.log(base / (1 - base)))], classlabels_int64s=[0, 1], post_transform="LOGISTIC",
+        **{f"nodes_{name}": column for name, column in columns.items()},
+        **{f"class_{name}": column for name, column in leaves.items()},
+    )
+    width = int(learner["learner_model_param"]["num_feature"])
+    graph = helper.make_graph(
+        [node], "trees", [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, width])],
+        [helper.make_tensor_value_info("label", TensorProto.INT64, [None]),
+         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])],
+    )
+    opsets = [helper.make_opsetid("", 15), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+def tree_engine(name: str, threads: int):
+    """Returns an engine's version, and how it scores rows and explains them (None where it does not)."""
+    if name == "xgboost":
+        import xgboost
+
+        booster = xgboost.Booster({"nthread": threads})
+        booster.load_model(bytearray(unpacked("adult_xgb300.json.gz")))
+        names = booster.feature_names
+        shap = lambda rows: booster.predict(xgboost.DMatrix(rows, feature_names=names), pred_contribs=True)  # noqa: E731
+        return xgboost.__version__, lambda rows: booster.inplace_predict(rows, validate_features=False), shap
+    if name == "lightgbm":
+        import lightgbm
+
+        booster = lightgbm.Booster(model_str=unpacked("adult_lgb300.txt.gz").decode())
+        score = lambda rows: booster.predict(rows, num_threads=threads)  # noqa: E731
+        return lightgbm.__version__, score, lambda rows: booster.predict(rows, pred_contrib=True, num_threads=threads)
+    import onnxruntime
+
+    model = session(onnx_of_xgboost(json.loads(unpacked("adult_xgb300.json.gz"))), threads)
+    score = lambda rows: model.run(["probabilities"], {"rows": rows})[0][:, 1]  # noqa: E731
+    return onnxruntime.__version__, score, None
+
+
+def trees(arguments: argparse.Namespace) -> dict:
+    cells, rows = adult_rows()
+    version, score, shap = tree_engine(arguments.engine, arguments.threads)
+    reference = json.loads((GOLDEN / "adult_rows.json").read_text())
+    if arguments.engine == "lightgbm":
+        with gzip.open(GOLDEN / "adult_lgb300_rows.json.gz") as file:
+            reference = json.load(file)
+    expected = np.array(reference["probability"])
+    apart = np.abs(score(cells[: len(expected)]) - expected).max()
+    if apart > 1e-6:
+        sys.exit(f"error: {arguments.engine} is {apart} from the reference probabilities; not timed")
+    if arguments.work == "row":
+        singles = [np.ascontiguousarray(rows[at : at + 1]) for at in range(len(rows))]
+        runs = []
+        for _ in range(arguments.runs):
+            took, end, at = [], time.perf_counter() + arguments.seconds / arguments.runs, 0
+            while time.perf_counter() < end:
+                began = time.perf_counter()
+                score(singles[at % len(singles)])
+                took.append(time.perf_counter() - began)
+                at += 1
+            runs.append(1 / statistics.median(took))
+        return {"peer": arguments.engine, "version": version, **faster({"one caller": runs})}
+    if arguments.work == "shap" and shap is None:
+        sys.exit(f"error: {arguments.engine} has no SHAP values")
+    modes = {"intra-op": 1} | ({"callers": arguments.threads} if arguments.threads > 1 else {})
+    candidates = {}
+    for mode, callers in modes.items():
+        engines = [tree_engine(arguments.engine, arguments.threads // callers)[1:] for _ in range(callers)]
+        part = rows if arguments.work == "rows" else rows[:500]
+        way = 0 if arguments.work == "rows" else 1
+        call = lambda caller, engines=engines, part=part, way=way: engines[caller][way](part)  # noqa: E731
+        candidates[mode] = measure(call, len(part), callers, arguments.seconds / len(modes), arguments.runs)
+    return {"peer": arguments.engine, "version": version, **faster(candidates)}
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -321,7 +436,7 @@ def seconds(text: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, command in (("embed", embed), ("predict", predict), ("generate", generate)):
+    for name, command in (("embed", embed), ("predict", predict), ("trees", trees), ("generate", generate)):
         options = commands.add_parser(name)
         options.set_defaults(command=command)
         options.add_argument("--threads", type=positive, default=1)
@@ -335,6 +450,9 @@ def main() -> int:
         if name == "embed":
             options.add_argument("--batch", type=positive, default=1)
             options.add_argument("--tokens", type=positive, default=32, help="per sentence, [CLS] and [SEP] included")
+        elif name == "trees":
+            options.add_argument("--engine", choices=("xgboost", "onnxruntime", "lightgbm"), required=True)
+            options.add_argument("--work", choices=("row", "rows", "shap"), required=True)
         else:
             options.add_argument("--rows", type=positive, default=1)
     arguments = parser.parse_args()

@@ -37,6 +37,10 @@ export TEST_MLFLOW_CLIENTS
 TEST_MLFLOW_SERVER=$("$root/scripts/python_env.sh" mlflow-server)
 export TEST_MLFLOW_SERVER
 
+# The client that drives predict through the Open Inference Protocol.
+TEST_TRITONCLIENT=$("$root/scripts/python_env.sh" tritonclient)
+export TEST_TRITONCLIENT
+
 if [[ $# -eq 0 ]]; then
   cargo test --quiet --workspace --doc
   set -- --workspace

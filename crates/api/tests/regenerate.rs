@@ -17,6 +17,7 @@ const PROTOS: &[&str] = &[
     "verdict/registry/v1/maintenance.proto",
     "verdict/predict/v1/predict.proto",
     "verdict/predict/v1/decision.proto",
+    "verdict/predict/v1/serving.proto",
     "verdict/rag/v1/rag.proto",
     "inference/grpc_service.proto",
 ];

@@ -35,6 +35,9 @@ struct Cli {
     /// Carried data with the credit-risk model.
     #[arg(long, default_value = "crates/demo/data")]
     demo_data: PathBuf,
+    /// Golden files of the engine with the tree ensembles.
+    #[arg(long, default_value = "crates/inference/tests/golden")]
+    golden: PathBuf,
     /// The program of predict's peers.
     #[arg(long, default_value = "scripts/bench_peers.py")]
     peers: PathBuf,
@@ -47,6 +50,9 @@ enum Part {
     All,
     Models,
     Registry,
+    /// Serves the peer of the row `overhead`; started by the bench itself.
+    #[value(hide = true)]
+    Echo,
 }
 
 impl Cli {
@@ -70,13 +76,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(cli: &Cli) -> Result<()> {
-    if cli.part != Part::Registry {
-        models::run(cli).await?;
+    match cli.part {
+        Part::Models => models::run(cli).await,
+        Part::Registry => registry::run(cli).await,
+        Part::All => {
+            models::run(cli).await?;
+            registry::run(cli).await
+        }
+        Part::Echo => models::echo::serve().await,
     }
-    if cli.part != Part::Models {
-        registry::run(cli).await?;
-    }
-    Ok(())
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

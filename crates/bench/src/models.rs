@@ -1,11 +1,14 @@
-//! Embeddings, decisions and text generation: predict through gRPC beside the libraries in process.
+//! Embeddings, decisions and text generation: predict through gRPC beside the libraries in process; trees: both in process.
 //!
 //! Each row alternates: a round of ours through gRPC ([`ours`]), a round of the peer in process ([`peer`]), and so on; the
-//! figures are medians over the rounds.
+//! figures are medians over the rounds. [`overhead`] is what a call costs besides the model.
 
+pub(crate) mod echo;
 mod generation;
 mod ours;
+mod overhead;
 mod peer;
+mod trees;
 
 use std::time::Duration;
 
@@ -65,5 +68,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
             println!("{:<26} {threads:>7} {ours:>12.1} {theirs:>12.1} {:>7.2}  {name}", work.name(), ours / theirs);
         }
     }
-    generation::run(cli).await
+    generation::run(cli).await?;
+    trees::run(cli)?;
+    overhead::run(cli).await
 }

@@ -3,9 +3,9 @@
 //! Buckets follow from the unit at the end of a histogram's name, so that no histogram becomes a summary by accident:
 //! `…_seconds`, `…_ms`, `…_bytes`, and counts for everything else.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use metrics::{Unit, describe_gauge, describe_histogram};
+use metrics::{Gauge, Histogram, Unit, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Histogram of every gRPC call: `service`, `method`, `code` (its gRPC name, such as `NOT_FOUND`); ends with the response body.
@@ -19,6 +19,38 @@ const MILLISECONDS: [f64; 16] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 5000.0, 30000.0];
 const BYTES: [f64; 8] = [256.0, 1024.0, 4096.0, 16384.0, 65536.0, 1_048_576.0, 16_777_216.0, 268_435_456.0];
 const COUNTS: [f64; 14] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 4096.0, 16384.0, 65536.0];
+
+/// Codes of gRPC, 0 to 16.
+const CODES: usize = 17;
+
+/// What the calls of one method are measured by: looked up in the recorder once, so that a call costs no look-up.
+#[derive(Debug)]
+pub(crate) struct CallMeters {
+    service: Arc<str>,
+    method: Arc<str>,
+    in_flight: OnceLock<Gauge>,
+    durations: [OnceLock<Histogram>; CODES],
+}
+
+impl CallMeters {
+    pub(crate) fn new(service: Arc<str>, method: Arc<str>) -> Self {
+        Self { service, method, in_flight: OnceLock::new(), durations: [const { OnceLock::new() }; CODES] }
+    }
+
+    /// Returns the gauge of calls in flight.
+    pub(crate) fn in_flight(&self) -> &Gauge {
+        self.in_flight.get_or_init(|| gauge!(IN_FLIGHT, "service" => Arc::clone(&self.service)))
+    }
+
+    /// Returns the histogram of the calls that end with the code of this number and name.
+    pub(crate) fn duration(&self, code: usize, name: &'static str) -> &Histogram {
+        let look_up = || {
+            let (service, method) = (Arc::clone(&self.service), Arc::clone(&self.method));
+            histogram!(CALL_DURATION, "service" => service, "method" => method, "code" => name)
+        };
+        self.durations[code.min(CODES - 1)].get_or_init(look_up)
+    }
+}
 
 /// Installs the recorder at the first call and returns what renders it.
 ///

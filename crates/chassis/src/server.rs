@@ -131,6 +131,8 @@ pub async fn serve(
     descriptors: &'static [u8],
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    // Before the first call looks its meters up.
+    metrics::recorder();
     let Listeners { grpc, admin } = listeners;
     let (grpc_addr, admin_addr) = (bound(&grpc), bound(&admin));
     let methods = Methods::of(&[

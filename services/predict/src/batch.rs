@@ -1,36 +1,41 @@
 //! One bounded queue with worker threads behind it.
 //!
-//! Work-conserving: an idle worker starts at once with what is there; batches form while the workers are busy. A queue
-//! that is full refuses. Jobs whose caller left or whose deadline passed are dropped without being computed. A panic
-//! costs the item that caused it, not its neighbours and not the worker.
+//! Work-conserving unless a delay is set: an idle worker starts at once with what is there; batches form while the
+//! workers are busy. What is urgent goes first and tenants share ([`crate::queue`]). A queue that is full refuses, or
+//! pushes out what is less urgent or more than its owner's share. What cannot end before its deadline, by the rate that
+//! was measured last, is refused at once. Jobs whose caller left or whose deadline passed are dropped without being
+//! computed. A panic costs the item that caused it, not its neighbours and not the worker.
 
 use std::{
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::{
-    cut::{Budget, cut},
+    admission::{Admission, Priority},
+    answers::{Answers, Key},
+    cut::{self, Budget, Waiting},
     metrics::ModelMeters,
+    queue::Queue,
+    rate::Rate,
+    spare,
 };
 
 /// How a model's queue and workers are sized.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub budget: Budget,
-    /// Most items that wait.
+    /// Most items that wait; of those that nobody waits for as many again.
     pub queue: usize,
     /// Threads that compute.
     pub workers: usize,
+    /// How long a worker waits for a batch to fill up.
+    pub delay: Duration,
 }
 
 /// The answer to one item.
@@ -41,8 +46,10 @@ pub struct Done<O> {
     pub started: Instant,
     /// When its batch ended.
     pub ended: Instant,
-    /// Items in its batch.
+    /// Items in its batch; 0 when it was not computed.
     pub batch: usize,
+    /// Whether it was answered from the response cache.
+    pub is_cached: bool,
 }
 
 /// Why an item has no answer.
@@ -52,13 +59,25 @@ pub enum Failure {
     Expired,
     /// Computing it panicked.
     Panicked,
+    /// It made room in a full queue for what is more urgent, or for a tenant with less; come back after this.
+    PushedOut(Duration),
 }
 
-/// The queue is full.
+/// Why items were not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full {
-    /// How long jobs have been waiting lately.
-    pub retry_after: Duration,
+pub enum Refused {
+    /// The queue is full.
+    Full {
+        /// How long doing what waits takes.
+        retry_after: Duration,
+    },
+    /// They would not be done before the deadline.
+    TooLate {
+        /// How long they would take, waiting included.
+        needed: Duration,
+    },
+    /// The deadline has passed.
+    Expired,
 }
 
 /// Where the answer to an item arrives. Dropping it withdraws the item.
@@ -74,44 +93,46 @@ pub struct Batcher<I, O> {
 struct Shared<I, O> {
     limits: Limits,
     meters: ModelMeters,
+    answers: Option<Answers<I, O>>,
     compute: Box<Compute<I, O>>,
     state: Mutex<State<I, O>>,
     arrived: Condvar,
-    /// Microseconds the last batch's first job had waited.
-    last_wait: AtomicU64,
+    /// Wakes the worker for what nobody waits for.
+    spared: Condvar,
 }
 
 struct State<I, O> {
-    waiting: VecDeque<Job<I, O>>,
-    cost: usize,
+    waiting: Queue<Job<I, O>>,
+    /// Cost that is being computed.
+    running: usize,
+    rate: Rate,
     idle: usize,
+    has_spare_worker: bool,
     closed: bool,
 }
 
 struct Job<I, O> {
     item: I,
+    key: Option<Key>,
     cost: usize,
     accepted: Instant,
     deadline: Option<Instant>,
     reply: oneshot::Sender<Result<Done<O>, Failure>>,
 }
 
-impl<I, O> State<I, O> {
-    /// Drops jobs nobody waits for any more.
-    fn let_go(&mut self, now: Instant) {
-        self.waiting = std::mem::take(&mut self.waiting).into_iter().filter_map(|job| job.wanted(now)).collect();
-        self.cost = self.waiting.iter().map(|job| job.cost).sum();
-    }
-}
-
 impl<I, O> Job<I, O> {
     /// Returns the job if somebody waits for it; answers it if its deadline has passed.
-    fn wanted(self, now: Instant) -> Option<Self> {
+    fn wanted(self, now: Instant, meters: &ModelMeters) -> Option<Self> {
+        if self.reply.is_closed() {
+            meters.withdrawn();
+            return None;
+        }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
+            meters.expired();
             let _gone = self.reply.send(Err(Failure::Expired));
             return None;
         }
-        (!self.reply.is_closed()).then_some(self)
+        Some(self)
     }
 }
 
@@ -122,16 +143,36 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
         meters: ModelMeters,
         compute: impl Fn(&[&I]) -> Vec<O> + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
+        Self::start_cached(limits, meters, None, compute)
+    }
+
+    /// Starts the workers. What `answers` holds is answered without them, and what they compute is kept there.
+    pub fn start_cached(
+        limits: Limits,
+        meters: ModelMeters,
+        answers: Option<Answers<I, O>>,
+        compute: impl Fn(&[&I]) -> Vec<O> + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let limits = Limits { workers: limits.workers.max(1), ..limits };
+        let state = State {
+            waiting: Queue::default(),
+            running: 0,
+            rate: Rate::new(limits.workers),
+            idle: 0,
+            has_spare_worker: false,
+            closed: false,
+        };
         let shared = Arc::new(Shared {
             limits,
             meters,
+            answers,
             compute: Box::new(compute),
-            state: Mutex::new(State { waiting: VecDeque::new(), cost: 0, idle: 0, closed: false }),
+            state: Mutex::new(state),
             arrived: Condvar::new(),
-            last_wait: AtomicU64::new(0),
+            spared: Condvar::new(),
         });
         let batcher = Self { shared };
-        for number in 0..limits.workers.max(1) {
+        for number in 0..limits.workers {
             let shared = batcher.shared.clone();
             thread::Builder::new().name(format!("infer-{number}")).spawn(move || shared.work())?;
         }
@@ -139,35 +180,64 @@ impl<I: Send + Sync + 'static, O: Send + 'static> Batcher<I, O> {
     }
 
     /// Queues all of `items` (each with its cost) or none.
-    pub fn submit(&self, items: Vec<(I, usize)>, deadline: Option<Instant>) -> Result<Vec<Ticket<O>>, Full> {
+    pub fn submit(&self, items: Vec<(I, usize)>, admission: impl Into<Admission>) -> Result<Vec<Ticket<O>>, Refused> {
+        let admission = admission.into();
         let shared = &*self.shared;
         let accepted = Instant::now();
-        let mut state = shared.state.lock();
-        let is_full = |state: &State<I, O>| state.waiting.len() + items.len() > shared.limits.queue;
-        if is_full(&state) {
-            state.let_go(accepted);
+        if admission.deadline.is_some_and(|deadline| deadline <= accepted) {
+            shared.meters.too_late();
+            return Err(Refused::Expired);
         }
-        if is_full(&state) {
-            drop(state);
-            shared.meters.refused();
-            let wait = Duration::from_micros(shared.last_wait.load(Ordering::Relaxed));
-            return Err(Full { retry_after: wait.clamp(Duration::from_millis(50), Duration::from_secs(5)) });
-        }
-        let count = items.len();
-        let mut tickets = Vec::with_capacity(count);
+        let mut tickets = Vec::with_capacity(items.len());
+        let mut jobs = Vec::with_capacity(items.len());
         for (item, cost) in items {
             let (reply, ticket) = oneshot::channel();
-            state.cost += cost;
-            state.waiting.push_back(Job { item, cost, accepted, deadline, reply });
             tickets.push(ticket);
+            let key = shared.answers.as_ref().filter(|_| admission.priority != Priority::Shadow);
+            let key = key.map(|answers| (answers, answers.key(&admission.tenant, &item)));
+            if let Some(output) = key.as_ref().and_then(|(answers, key)| answers.find(key)) {
+                let done = Done { output, started: accepted, ended: accepted, batch: 0, is_cached: true };
+                let _held = reply.send(Ok(done));
+                continue;
+            }
+            let (key, deadline) = (key.map(|(_, key)| key), admission.deadline);
+            jobs.push((Job { item, key, cost, accepted, deadline, reply }, cost));
         }
-        drop(state);
-        if count == 1 {
+        if shared.answers.is_some() {
+            shared.meters.looked_up(tickets.len() - jobs.len(), jobs.len());
+        }
+        if jobs.is_empty() {
+            return Ok(tickets);
+        }
+        let count = jobs.len();
+        let mut state = shared.admit(&jobs, &admission, accepted)?;
+        state.waiting.push(admission.priority, &admission.tenant, jobs);
+        shared.meters.depth(state.waiting.depth());
+        if admission.priority == Priority::Shadow {
+            self.lend_spare_worker(&mut state);
+            shared.spared.notify_one();
+        } else if count == 1 {
+            drop(state);
             shared.arrived.notify_one();
         } else {
+            drop(state);
             shared.arrived.notify_all();
         }
         Ok(tickets)
+    }
+
+    /// Starts the worker for what nobody waits for, when there is something for it.
+    fn lend_spare_worker(&self, state: &mut State<I, O>) {
+        if state.has_spare_worker {
+            return;
+        }
+        let shared = self.shared.clone();
+        let started = thread::Builder::new().name("infer-spare".to_owned()).spawn(move || shared.work_spare());
+        match started {
+            Ok(_) => state.has_spare_worker = true,
+            // Tried again with the next one; what waits is bounded.
+            Err(error) => tracing::warn!("no thread can be started for shadow work: {error}"),
+        }
     }
 }
 
@@ -175,56 +245,154 @@ impl<I, O> Drop for Batcher<I, O> {
     fn drop(&mut self) {
         self.shared.state.lock().closed = true;
         self.shared.arrived.notify_all();
+        self.shared.spared.notify_all();
     }
 }
 
 impl<I, O> Shared<I, O> {
+    /// Lets jobs in, making room for them where that is fair; or says why not.
+    fn admit(
+        &self,
+        jobs: &[(Job<I, O>, usize)],
+        admission: &Admission,
+        now: Instant,
+    ) -> Result<MutexGuard<'_, State<I, O>>, Refused> {
+        let Admission { deadline, tenant, priority } = admission;
+        let mut state = self.state.lock();
+        let most = self.limits.queue;
+        if *priority == Priority::Shadow {
+            if state.waiting.items(Priority::Shadow) + jobs.len() > most {
+                return Err(Refused::Full { retry_after: Duration::from_secs(1) });
+            }
+            return Ok(state);
+        }
+        let is_full = |state: &State<I, O>| state.waiting.waiting().0 + jobs.len() > most;
+        let costs = || jobs.iter().map(|(_, cost)| *cost);
+        let needed = |state: &State<I, O>| {
+            let own = costs().fold(0, usize::saturating_add);
+            let ahead = state.waiting.ahead(*priority, tenant, own).saturating_add(state.running / 2);
+            let is_idle = state.running == 0 && state.waiting.waiting().0 == 0;
+            state.rate.estimate(ahead, own, costs().max().unwrap_or(0), is_idle, now)
+        };
+        let is_too_late = |state: &State<I, O>| {
+            let left = (*deadline)?.saturating_duration_since(now);
+            needed(state).filter(|needed| *needed > left)
+        };
+        if is_full(&state) || is_too_late(&state).is_some() {
+            // Those who left no longer stand in anybody's way.
+            state.waiting.retain(|job| job.wanted(now, &self.meters));
+        }
+        if let Some(needed) = is_too_late(&state) {
+            self.meters.too_late();
+            return Err(Refused::TooLate { needed });
+        }
+        if is_full(&state) {
+            let retry_after = state.rate.drain(state.waiting.waiting().1);
+            let Some(out) = state.waiting.make_room(*priority, tenant, jobs.len(), most) else {
+                self.meters.refused();
+                return Err(Refused::Full { retry_after });
+            };
+            for job in out {
+                self.meters.pushed_out();
+                let _gone = job.reply.send(Err(Failure::PushedOut(retry_after)));
+            }
+        }
+        Ok(state)
+    }
+
     fn work(&self) {
         while let Some(batch) = self.take() {
-            self.run(batch);
+            let cost = batch.iter().map(|job| job.cost).sum::<usize>();
+            self.run(batch, true);
+            self.state.lock().running -= cost;
+        }
+    }
+
+    /// Does what nobody waits for, with the time that is spare.
+    fn work_spare(&self) {
+        spare::lower_this_thread();
+        loop {
+            let mut state = self.state.lock();
+            while state.waiting.items(Priority::Shadow) == 0 && !state.closed {
+                self.spared.wait(&mut state);
+            }
+            if state.closed {
+                return;
+            }
+            let batch = state.waiting.take_shadow(self.limits.budget);
+            drop(state);
+            self.run(batch, false);
         }
     }
 
     /// Waits for work; `None` when the queue is closed and empty.
     fn take(&self) -> Option<Vec<Job<I, O>>> {
         let mut state = self.state.lock();
-        while state.waiting.is_empty() {
-            if state.closed {
-                return None;
+        loop {
+            if state.waiting.waiting().0 == 0 {
+                if state.closed {
+                    return None;
+                }
+                state.idle += 1;
+                self.arrived.wait(&mut state);
+                state.idle -= 1;
+            } else if let Some(left) = self.linger(&state) {
+                state.idle += 1;
+                self.arrived.wait_for(&mut state, left);
+                state.idle -= 1;
+            } else {
+                let idle = state.idle + 1;
+                let batch = state.waiting.take(idle, self.limits.budget);
+                state.running += batch.iter().map(|job| job.cost).sum::<usize>();
+                self.meters.depth(state.waiting.depth());
+                return Some(batch);
             }
-            state.idle += 1;
-            self.arrived.wait(&mut state);
-            state.idle -= 1;
         }
-        let costs = state.waiting.iter().map(|job| job.cost);
-        let count = cut(costs, state.cost, state.idle + 1, self.limits.budget);
-        let batch: Vec<_> = state.waiting.drain(..count).collect();
-        state.cost -= batch.iter().map(|job| job.cost).sum::<usize>();
-        Some(batch)
     }
 
-    fn run(&self, batch: Vec<Job<I, O>>) {
+    fn linger(&self, state: &State<I, O>) -> Option<Duration> {
+        if self.limits.delay.is_zero() || state.closed {
+            return None;
+        }
+        let now = Instant::now();
+        let (items, cost) = state.waiting.waiting();
+        let oldest = state.waiting.iter().map(|job| now.saturating_duration_since(job.accepted)).max()?;
+        let work = state.rate.drain(cost);
+        let urgent = state.waiting.iter().filter_map(|job| job.deadline).min();
+        let slack = urgent.map(|deadline| deadline.saturating_duration_since(now).saturating_sub(work));
+        cut::linger(Waiting { items, cost, oldest, slack }, self.limits.budget, self.limits.delay)
+    }
+
+    /// Computes what is still wanted of a batch. `is_timed` where the time it takes says something.
+    fn run(&self, batch: Vec<Job<I, O>>, is_timed: bool) {
         let started = Instant::now();
-        let mut jobs: Vec<_> = batch.into_iter().filter_map(|job| job.wanted(started)).collect();
+        let mut jobs: Vec<_> = batch.into_iter().filter_map(|job| job.wanted(started, &self.meters)).collect();
         let Some(first) = jobs.first() else { return };
-        let waited = started.duration_since(first.accepted);
-        self.last_wait.store(u64::try_from(waited.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let waited = started.saturating_duration_since(first.accepted);
+        let cost = jobs.iter().map(|job| job.cost).sum();
 
         let items: Vec<_> = jobs.iter().map(|job| &job.item).collect();
         match self.guarded(&items) {
             Some(outputs) => {
                 let ended = Instant::now();
-                self.meters.computed(waited, ended - started, jobs.len());
                 let batch = jobs.len();
+                if is_timed {
+                    self.meters.computed(waited, ended - started, batch);
+                    // Before anybody hears of it: who comes next is judged by it.
+                    self.state.lock().rate.measured(cost, ended - started, ended);
+                }
                 for (job, output) in jobs.into_iter().zip(outputs) {
-                    let _gone = job.reply.send(Ok(Done { output, started, ended, batch }));
+                    if let (Some(answers), Some(key)) = (&self.answers, job.key) {
+                        answers.keep(key, &output);
+                    }
+                    let _gone = job.reply.send(Ok(Done { output, started, ended, batch, is_cached: false }));
                 }
             }
             None if jobs.len() == 1 => self.fail(jobs.remove(0)),
             None => {
                 // Somebody in this batch is to blame: alone, everybody else gets an answer.
                 for job in jobs {
-                    self.run(vec![job]);
+                    self.run(vec![job], is_timed);
                 }
             }
         }
@@ -244,119 +412,4 @@ impl<I, O> Shared<I, O> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    fn limits(queue: usize, workers: usize) -> Limits {
-        Limits { budget: Budget { items: 8, cost: 100 }, queue, workers }
-    }
-
-    /// Doubles numbers; panics at 13; each batch waits for one message of the gate.
-    fn gated(queue: usize, workers: usize) -> (Batcher<u32, u32>, mpsc::Sender<()>) {
-        let (open, gate) = mpsc::channel();
-        let gate = Mutex::new(gate);
-        let batcher = Batcher::start(limits(queue, workers), ModelMeters::new("gate", 1), move |items: &[&u32]| {
-            let _closed = gate.lock().recv();
-            assert!(!items.contains(&&13), "thirteen");
-            items.iter().map(|item| **item * 2).collect()
-        });
-        (batcher.unwrap(), open)
-    }
-
-    /// Gives the only worker something to do, and waits until it has begun.
-    async fn busy(batcher: &Batcher<u32, u32>) -> Ticket<u32> {
-        let ticket = batcher.submit(vec![(1, 1)], None).unwrap().remove(0);
-        while !batcher.shared.state.lock().waiting.is_empty() {
-            tokio::task::yield_now().await;
-        }
-        ticket
-    }
-
-    fn free(workers: usize) -> Batcher<u32, u32> {
-        gated(1024, workers).0
-    }
-
-    #[tokio::test]
-    async fn every_item_gets_its_own_answer_in_order() {
-        let batcher = free(2);
-        let tickets = batcher.submit((0..100).map(|n| (n, 1)).collect(), None).unwrap();
-        for (n, ticket) in tickets.into_iter().enumerate() {
-            let answer = ticket.await.unwrap();
-            if n == 13 {
-                assert_eq!(answer.unwrap_err(), Failure::Panicked);
-            } else {
-                assert_eq!(answer.unwrap().output as usize, n * 2);
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_refuses_all_or_nothing() {
-        let (batcher, open) = gated(4, 1);
-        let running = vec![busy(&batcher).await];
-        let waiting = batcher.submit(vec![(2, 1), (3, 1), (4, 1)], None).unwrap();
-        let full = batcher.submit(vec![(5, 1), (6, 1)], None).unwrap_err();
-        assert!(full.retry_after >= Duration::from_millis(50));
-        let last = batcher.submit(vec![(7, 1)], None).unwrap();
-        drop(open);
-        for ticket in running.into_iter().chain(waiting).chain(last) {
-            assert!(ticket.await.unwrap().is_ok());
-        }
-    }
-
-    #[tokio::test]
-    async fn jobs_nobody_waits_for_do_not_keep_the_queue_full() {
-        let (batcher, open) = gated(4, 1);
-        let running = busy(&batcher).await;
-        let expired = batcher.submit(vec![(2, 10)], Some(Instant::now())).unwrap().remove(0);
-        drop(batcher.submit(vec![(3, 10)], None).unwrap());
-        let waiting = batcher.submit(vec![(4, 1), (5, 1)], None).unwrap();
-        let last = batcher.submit(vec![(6, 1), (7, 1)], None).unwrap();
-        assert_eq!(batcher.shared.state.lock().cost, 4);
-        assert_eq!(expired.await.unwrap().unwrap_err(), Failure::Expired);
-        batcher.submit(vec![(8, 1)], None).unwrap_err();
-        drop(open);
-        for ticket in [running].into_iter().chain(waiting).chain(last) {
-            assert!(ticket.await.unwrap().is_ok());
-        }
-    }
-
-    #[tokio::test]
-    async fn what_arrives_while_the_worker_is_busy_makes_one_batch() {
-        let (batcher, open) = gated(64, 1);
-        let first = busy(&batcher).await;
-        let later: Vec<_> = (0..5).map(|n| batcher.submit(vec![(n, 1)], None).unwrap().remove(0)).collect();
-        drop(open);
-        assert_eq!(first.await.unwrap().unwrap().batch, 1);
-        for ticket in later {
-            assert_eq!(ticket.await.unwrap().unwrap().batch, 5);
-        }
-    }
-
-    #[tokio::test]
-    async fn expired_and_withdrawn_jobs_are_not_computed() {
-        let (batcher, open) = gated(64, 1);
-        let running = busy(&batcher).await;
-        let expired = batcher.submit(vec![(13, 1)], Some(Instant::now())).unwrap().remove(0);
-        // Would share a batch with the last one, where 13 would break it.
-        drop(batcher.submit(vec![(5, 1)], None).unwrap());
-        let last = batcher.submit(vec![(2, 1)], None).unwrap().remove(0);
-        drop(open);
-        assert!(running.await.unwrap().is_ok());
-        assert_eq!(expired.await.unwrap().unwrap_err(), Failure::Expired);
-        assert_eq!(last.await.unwrap().unwrap().batch, 1);
-    }
-
-    #[tokio::test]
-    async fn dropping_the_queue_lets_what_waits_finish() {
-        let (batcher, open) = gated(64, 2);
-        let tickets = batcher.submit((0..20).map(|n| (n + 20, 1)).collect(), None).unwrap();
-        drop(batcher);
-        drop(open);
-        for ticket in tickets {
-            assert!(ticket.await.unwrap().is_ok());
-        }
-    }
-}
+mod tests;

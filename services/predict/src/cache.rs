@@ -116,6 +116,15 @@ impl Cache {
         }
     }
 
+    /// Forgets what `reference` pointed at.
+    pub fn forget(&self, reference: &Reference) -> anyhow::Result<()> {
+        match fs::remove_file(self.resolved(reference)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("cannot forget what `{reference}` points at")),
+        }
+    }
+
     /// Removes versions that are neither held nor what one of `references` points at.
     pub fn sweep<'a>(&self, references: impl IntoIterator<Item = &'a Reference>) -> anyhow::Result<()> {
         let mut keep = HashSet::new();

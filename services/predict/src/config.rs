@@ -1,11 +1,12 @@
 //! Every setting of the service.
 
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, thread};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, thread, time::Duration};
 
 use verdict_chassis::{server::ServerConfig, settings, telemetry::TelemetryConfig};
 
 use crate::{
-    batch::Limits, convert::MAX_INPUTS, cut::Budget, generate::GenerationLimits, model::Sizing, reference::Reference,
+    answers::AnswerCache, batch::Limits, convert::MAX_INPUTS, cut::Budget, generate::GenerationLimits, model::Sizing,
+    reference::Reference,
 };
 
 /// What predict serves, from where, and how much of it at once.
@@ -41,6 +42,18 @@ pub struct Config {
     /// Inputs of one batch
     #[arg(long, env = "PREDICT_BATCH_ITEMS", default_value = "64", value_parser = settings::positive)]
     pub batch_items: usize,
+    /// How long an idle thread waits for a batch to fill up; 0s starts at once
+    #[arg(long, env = "PREDICT_BATCH_DELAY", default_value = "0s", value_parser = settings::duration)]
+    pub batch_delay: Duration,
+    /// Bytes of answers that are kept to be given again, per tenant and exact input; 0 keeps none
+    #[arg(long, env = "PREDICT_RESPONSE_CACHE_BYTES", default_value_t = 64 << 20)]
+    pub response_cache_bytes: usize,
+    /// JSON file of routes to set at the start: see docs/predict.md
+    #[arg(long, env = "PREDICT_ROUTES")]
+    pub routes: Option<PathBuf>,
+    /// Calls that wait to be copied to shadows; more are not copied
+    #[arg(long, env = "PREDICT_SHADOW_QUEUE", default_value = "256", value_parser = settings::positive)]
+    pub shadow_queue: usize,
     /// Threads that compute, per model; as many as there are cores when it is not set
     #[arg(long, env = "PREDICT_WORKERS", value_parser = settings::positive)]
     pub workers: Option<usize>,
@@ -76,6 +89,10 @@ impl Default for Config {
             queue_size: 4096,
             batch_tokens: 4096,
             batch_items: 64,
+            batch_delay: Duration::ZERO,
+            response_cache_bytes: 64 << 20,
+            routes: None,
+            shadow_queue: 256,
             workers: None,
             generation_running: 8,
             generation_threads: None,
@@ -99,13 +116,14 @@ impl Config {
         let budget = Budget { items: self.batch_items, cost: self.batch_tokens };
         let workers = self.workers.unwrap_or_else(cores);
         Sizing {
-            batch: Limits { budget, queue: self.queue_size, workers },
+            batch: Limits { budget, queue: self.queue_size, workers, delay: self.batch_delay },
             generation: GenerationLimits {
                 running: self.generation_running,
                 queue: self.generation_queue,
                 threads: self.generation_threads.unwrap_or_else(cores),
                 cache_tokens: self.generation_cache_tokens,
             },
+            answers: AnswerCache::new(self.response_cache_bytes),
         }
     }
 }

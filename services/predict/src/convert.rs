@@ -2,7 +2,9 @@
 
 pub mod decision;
 pub mod generate;
+pub mod inference;
 pub mod registry;
+pub mod serving;
 pub mod tabular;
 pub mod text;
 
@@ -38,7 +40,7 @@ pub fn served_by(found: &Found, timing: Timing) -> api::ServedBy {
 
 /// Tells where a configured model stands.
 pub fn standing(standing: Standing) -> api::ServedModel {
-    let Standing { reference, state, serving, message } = standing;
+    let Standing { reference, state, serving, message, is_unreachable: _ } = standing;
     let state = match state {
         State::Loading => api::ServedModelState::Loading,
         State::Serving => api::ServedModelState::Serving,

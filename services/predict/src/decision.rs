@@ -51,17 +51,29 @@ pub struct Decision {
     pub reasons: Vec<Reason>,
     pub policy: String,
     pub trace_id: String,
+    /// Route it was asked for by; empty when by reference.
+    pub route: String,
 }
 
 impl Decision {
-    /// Tells whether this decision answers the same request as `other`: same model as it was asked for, same features.
+    /// Tells whether this decision answers the same request as `other`: same model or route as it was asked for, same
+    /// features.
     pub fn answers_the_same(&self, other: &Self) -> bool {
+        if !other.route.is_empty() {
+            return self.is_by_route(&other.route, &other.features_hash);
+        }
         self.is_about(&other.model, &other.alias, other.version, &other.features_hash)
+    }
+
+    /// Tells whether this decision is about these features and was asked for by this route, whoever made it.
+    pub fn is_by_route(&self, route: &str, features_hash: &str) -> bool {
+        self.route == route && self.features_hash == features_hash
     }
 
     /// Tells whether this decision is about these features and this model, by alias where it was asked for by alias.
     pub fn is_about(&self, model: &str, alias: &str, version: i64, features_hash: &str) -> bool {
-        self.model == model
+        self.route.is_empty()
+            && self.model == model
             && self.alias == alias
             && (!alias.is_empty() || self.version == version)
             && self.features_hash == features_hash

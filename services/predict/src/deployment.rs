@@ -64,8 +64,8 @@ impl Reporter {
     }
 
     fn serving(&self) -> Told {
-        let slots = self.catalog.slots().iter();
-        let served = slots.filter_map(|slot| Some((slot.reference.to_string(), slot.current()?)));
+        let slots = self.catalog.slots();
+        let served = slots.iter().filter_map(|slot| Some((slot.reference.to_string(), slot.current()?)));
         let told = served.map(|(reference, model)| {
             let release = &model.release;
             (reference, release.model.clone(), release.version, release.digest.clone())

@@ -1,5 +1,7 @@
 //! Keeps each slot on the version its reference points at: resolve, fetch, verify, load, warm up, swap.
 //!
+//! Slots come and go with [`Follower::load`] and [`Follower::unload`].
+//!
 //! Whatever goes wrong, what serves goes on serving, and it is tried again: when the registry says something changed,
 //! and at the latest after a minute. A version that is here and cannot be loaded is tried again less often: versions do
 //! not change, so only something on this machine can make it load.
@@ -22,9 +24,11 @@ use verdict_chassis::health::Health;
 use crate::{
     SERVICES,
     cache::{Cache, Pinned},
-    catalog::{Catalog, Slot},
+    catalog::{Catalog, Slot, Standing, State},
+    error::{Error, Result},
     metrics,
     model::{Loaded, Sizing},
+    reference::Reference,
     registry::{Registry, Unresolved},
     release::Release,
 };
@@ -43,6 +47,8 @@ pub struct Follower {
     pub registry: Registry,
     pub sizing: Sizing,
     pub health: Health,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 /// A version whose files are here and sound, and that could not be loaded.
@@ -56,16 +62,62 @@ struct Broken {
 
 impl Follower {
     /// Starts following every slot, until `stop`.
-    pub fn start(self, tasks: &TaskTracker, stop: &CancellationToken) {
+    pub fn start(self) -> Arc<Self> {
         let follower = Arc::new(self);
         follower.report();
-        for slot in follower.catalog.slots() {
-            let (follower, slot) = (follower.clone(), slot.clone());
-            tasks.spawn(stop.clone().run_until_cancelled_owned(async move { follower.follow(&slot).await }));
+        for slot in follower.catalog.slots().iter() {
+            follower.spawn(slot.clone());
         }
-        if !follower.catalog.slots().is_empty() {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(async move { follower.watch().await }));
+        let (watching, stop) = (follower.clone(), follower.stop.clone());
+        follower.tasks.spawn(stop.run_until_cancelled_owned(async move { watching.watch().await }));
+        follower
+    }
+
+    /// Begins to serve `reference`, and waits for what comes of the first attempt. A slot that is new and fails it is
+    /// taken away again; the error says why. What is served already is left as it is. To be run to its end: a slot
+    /// that nobody waits for any more would stay.
+    pub async fn load(self: &Arc<Self>, reference: &Reference) -> Result<Standing> {
+        let (slot, is_new) = self.catalog.add(reference);
+        if is_new {
+            self.spawn(slot.clone());
         }
+        slot.first_attempt().await;
+        let outcome = served(&slot);
+        if is_new {
+            metrics::loaded("load", if outcome.is_ok() { "ok" } else { "failed" });
+            if outcome.is_err() {
+                self.remove(reference);
+            }
+        }
+        outcome
+    }
+
+    /// Stops serving `reference`; tells whether it was served. Calls in flight end on it.
+    pub fn unload(&self, reference: &Reference) -> bool {
+        let was_served = self.remove(reference);
+        metrics::loaded("unload", if was_served { "ok" } else { "failed" });
+        if was_served {
+            info!(model.reference = %reference, "no longer serving `{reference}`");
+        }
+        was_served
+    }
+
+    fn remove(&self, reference: &Reference) -> bool {
+        let was_there = self.catalog.remove(reference);
+        if was_there && let Err(failure) = self.cache.forget(reference) {
+            warn!("{failure:#}");
+        }
+        self.sweep();
+        self.report();
+        was_there
+    }
+
+    fn spawn(self: &Arc<Self>, slot: Arc<Slot>) {
+        let (follower, stop, gone) = (self.clone(), self.stop.clone(), slot.gone.clone());
+        self.tasks.spawn(async move {
+            let following = gone.run_until_cancelled(follower.follow(&slot));
+            stop.run_until_cancelled(following).await;
+        });
     }
 
     async fn follow(&self, slot: &Slot) {
@@ -79,15 +131,18 @@ impl Follower {
                     LOOK_AGAIN
                 }
                 Err(failure) => {
+                    let unreachable =
+                        failure.chain().any(|cause| matches!(cause.downcast_ref(), Some(Unresolved::Unreachable(_))));
                     let message = format!("{failure:#}");
                     if slot.standing().message != message {
                         error!(model.reference = %slot.reference, "cannot serve what `{}` points at: {message}", slot.reference);
                     }
                     metrics::swap(&slot.reference.to_string(), "failed");
-                    slot.fail(message);
+                    slot.fail(message, unreachable);
                     pause.next()
                 }
             };
+            slot.attempted();
             self.report();
             tokio::select! {
                 () = slot.wake.notified() => {}
@@ -107,8 +162,10 @@ impl Follower {
                     warn!("{damaged:#}");
                     None
                 });
-                let release =
-                    remembered.with_context(|| format!("{unreachable}, and `{reference}` is not in the cache"))?;
+                let Some(release) = remembered else {
+                    let missing = format!("`{reference}` is not in the cache");
+                    return Err(anyhow::Error::from(unreachable).context(missing));
+                };
                 (release, Some(unreachable))
             }
             Err(unresolved) => return Err(unresolved.into()),
@@ -126,7 +183,8 @@ impl Follower {
             Some(unreachable) => failure.context(format!("{unreachable}, and the cached files cannot be used")),
             None => failure,
         })?;
-        let (version, sizing, loading, pin) = (release.version, self.sizing, release.clone(), files.pin.clone());
+        let (version, sizing, loading, pin) =
+            (release.version, self.sizing.clone(), release.clone(), files.pin.clone());
         let loaded = tokio::task::spawn_blocking(move || Loaded::load(loading, files, &sizing))
             .await
             .context("loading panicked")
@@ -136,6 +194,9 @@ impl Follower {
                 let (release, problem) = (release.clone(), format!("{failure:#}"));
                 *broken = Some(Broken { release, problem, tried: Instant::now(), _pin: pin });
             })?;
+        if slot.gone.is_cancelled() {
+            bail!("`{reference}` is no longer to be served");
+        }
         // Before it serves: after a restart without the registry, what served last must serve again.
         if offline.is_none() {
             self.cache.remember(reference, &release)?;
@@ -175,11 +236,24 @@ impl Follower {
 
     /// Wakes slots whose model changed in the registry.
     async fn watch(&self) {
-        let models: BTreeSet<_> = self.catalog.slots().iter().map(|slot| slot.reference.model.clone()).collect();
         let mut token = None;
         let mut pause = Backoff::default();
+        let mut changed = self.catalog.changes();
         loop {
-            match self.changes(&models, &mut token, &mut pause).await {
+            changed.borrow_and_update();
+            let slots = self.catalog.slots();
+            let models: BTreeSet<_> = slots.iter().map(|slot| slot.reference.model.clone()).collect();
+            if models.is_empty() {
+                // Of no models in particular would be of all.
+                let _kept_by_the_catalog = changed.changed().await;
+                continue;
+            }
+            let watched = tokio::select! {
+                watched = self.changes(&models, &mut token, &mut pause) => watched,
+                // Other slots, other models: watch those, from where this watch ended.
+                _ = changed.changed() => continue,
+            };
+            match watched {
                 Ok(()) => info!("the watch on the registry ended and is opened again"),
                 Err(status) => {
                     if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition) {
@@ -198,7 +272,7 @@ impl Follower {
         models: &BTreeSet<String>,
         token: &mut Option<i64>,
         pause: &mut Backoff,
-    ) -> Result<(), Status> {
+    ) -> std::result::Result<(), Status> {
         let mut changes = self.registry.watch(models.clone(), *token).await?;
         // What happened before the watch began is found by looking once.
         self.wake(|_| true);
@@ -219,6 +293,18 @@ impl Follower {
         for slot in self.catalog.slots().iter().filter(|slot| about(slot)) {
             slot.wake.notify_one();
         }
+    }
+}
+
+/// Returns what a slot that serves has to tell, or the error of one that does not.
+fn served(slot: &Slot) -> Result<Standing> {
+    let standing = slot.standing();
+    let (reference, message) = (slot.reference.to_string(), standing.message.clone());
+    match standing.state {
+        State::Serving => Ok(standing),
+        State::Failed if standing.is_unreachable => Err(Error::RegistryUnavailable { reference, message }),
+        State::Failed => Err(Error::NotLoaded { reference, message }),
+        State::Loading => Err(Error::Loading { reference, state: message }),
     }
 }
 

@@ -11,6 +11,7 @@ use verdict_inference::{
 };
 
 use crate::{
+    admission::Admission,
     error::{Error, Result},
     generation_loop::{GenerationLoop, Job, Progress},
     metrics::ModelMeters,
@@ -90,14 +91,15 @@ impl Generation {
 
     /// Queues a generation. Prompt and `max_tokens` together must fit the model's context and the cache.
     ///
-    /// `schema` is a JSON schema that the text must conform to. A call that cannot start before its deadline is refused.
+    /// `schema` is a JSON schema that the text must conform to. A call that could not start before its deadline is refused.
     pub async fn generate(
         &self,
         start: Start,
         sampling: Sampling,
         schema: Option<String>,
-        deadline: Option<Instant>,
+        admission: Admission,
     ) -> Result<Running> {
+        let deadline = admission.deadline;
         let bytes = start.check()?;
         if matches!(start, Start::Messages(_)) && !self.engine.has_chat_template() {
             return Err(Error::NoChatTemplate(self.name.clone()));
@@ -113,8 +115,8 @@ impl Generation {
         let (progress, received) = mpsc::channel(sampling.max_tokens + 1);
         let request = Request { prompt, sampling, constraint };
         self.queue
-            .submit(Job { request, progress, deadline, accepted })
-            .map_err(|refused| refused.error(&self.name))?;
+            .submit(Job { request, progress, deadline, accepted }, &admission)
+            .map_err(|refused| Error::refused(&self.name, refused))?;
         Ok(Running { progress: received, has_ended: false })
     }
 
@@ -188,6 +190,7 @@ impl Running {
             Some(Progress::Finish(finish)) => Ok(Event::Finish(finish)),
             Some(Progress::Failed(problem)) => Err(Error::field("json_schema", problem.to_string())),
             Some(Progress::Expired) => Err(Error::Expired),
+            Some(Progress::PushedOut(retry_after)) => Err(Error::PushedOut(retry_after)),
             Some(Progress::Panicked) | None => Err(Error::Internal(anyhow::anyhow!("the engine panicked"))),
         })
     }

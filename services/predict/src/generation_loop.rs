@@ -1,10 +1,10 @@
 //! The thread of a generating model: takes texts in between steps, lets go of those nobody waits for, and computes.
 //!
-//! A text joins those that run as soon as there is room; it never waits for another to end while there is. A step that
+//! A text joins those that run as soon as there is room; what is urgent is next, and tenants share ([`crate::queue`]). A step that
 //! panics costs the texts that ran, not the thread.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -17,13 +17,17 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::mpsc;
 use verdict_inference::{
     ItemError,
-    generation::{Engine, EngineOptions, Event, Generator, Refused, Request, SequenceId, Step},
+    generation::{self, Engine, EngineOptions, Event, Generator, Request, SequenceId, Step},
 };
 
 use crate::{
-    error::Error,
+    admission::{Admission, Priority},
+    batch::Refused,
+    cut::Budget,
     generate::{Finish, GenerationLimits},
     metrics::ModelMeters,
+    queue::Queue,
+    rate::Rate,
     timing::Timing,
 };
 
@@ -39,6 +43,27 @@ pub(crate) struct Job {
     pub(crate) accepted: Instant,
 }
 
+impl Job {
+    /// Tokens to make; reading one of the prompt costs a small part of making one.
+    fn cost(&self) -> usize {
+        self.request.sampling.max_tokens.saturating_add(self.request.prompt.len() / 16)
+    }
+
+    /// Returns the job if somebody waits for it; answers it if its deadline has passed.
+    fn wanted(self, now: Instant, meters: &ModelMeters) -> Option<Self> {
+        if self.progress.is_closed() {
+            meters.withdrawn();
+            return None;
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            meters.expired();
+            let _gone = self.progress.try_send(Progress::Expired);
+            return None;
+        }
+        Some(self)
+    }
+}
+
 /// What a text's caller is told; everything but a step is the last.
 pub(crate) enum Progress {
     Step(Step),
@@ -46,25 +71,9 @@ pub(crate) enum Progress {
     /// The schema could not be followed any further.
     Failed(ItemError),
     Expired,
+    /// It made room in a full queue; come back after this.
+    PushedOut(Duration),
     Panicked,
-}
-
-/// Why a text cannot wait.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Turned {
-    /// The queue is full; the others have waited this long.
-    Full(Duration),
-    /// It would start after its deadline.
-    TooLate,
-}
-
-impl Turned {
-    pub(crate) fn error(&self, model: &str) -> Error {
-        match self {
-            Self::Full(retry_after) => Error::QueueFull { model: model.to_owned(), retry_after: *retry_after },
-            Self::TooLate => Error::Expired,
-        }
-    }
 }
 
 /// The queue of one model. Dropping it lets the thread finish what waits and end.
@@ -79,26 +88,12 @@ struct Shared {
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    waiting: VecDeque<Job>,
+    waiting: Queue<Job>,
+    /// Texts that run, and the one that is next and found no room.
+    busy: usize,
+    rate: Rate,
     closed: bool,
-    /// How long a generation has taken lately, from its start; zero before the first has ended.
-    usual: Duration,
-    last_wait: Duration,
-}
-
-impl State {
-    /// Drops texts nobody waits for any more.
-    fn let_go(&mut self, now: Instant) {
-        self.waiting.retain(|job| {
-            if job.deadline.is_some_and(|deadline| deadline <= now) {
-                let _gone = job.progress.try_send(Progress::Expired);
-                return false;
-            }
-            !job.progress.is_closed()
-        });
-    }
 }
 
 impl GenerationLoop {
@@ -108,41 +103,73 @@ impl GenerationLoop {
             .thread_name(|number| format!("generate-{number}"))
             .build()
             .context("threads to generate with")?;
-        let shared = Arc::new(Shared { limits, meters, state: Mutex::default(), changed: Condvar::new() });
+        let state = State { waiting: Queue::default(), busy: 0, rate: Rate::new(1), closed: false };
+        let shared = Arc::new(Shared { limits, meters, state: Mutex::new(state), changed: Condvar::new() });
         let worker = Worker {
             shared: shared.clone(),
             engine: engine(&generator, limits),
             generator,
             pool,
             running: HashMap::new(),
+            next: None,
         };
         thread::Builder::new().name("generate".to_owned()).spawn(move || worker.work())?;
         Ok(Self { shared })
     }
 
-    /// Queues a text, unless the queue is full or its turn would come after its deadline.
-    pub(crate) fn submit(&self, job: Job) -> Result<(), Turned> {
-        let shared = &*self.shared;
-        let now = Instant::now();
+    /// Queues a text, unless the queue is full of what is as urgent, or its turn would come after its deadline.
+    pub(crate) fn submit(&self, job: Job, admission: &Admission) -> Result<(), Refused> {
+        let Admission { deadline, tenant, priority } = admission;
+        let (shared, now, cost) = (&*self.shared, Instant::now(), job.cost());
         let mut state = shared.state.lock();
-        if state.waiting.len() >= shared.limits.queue {
-            state.let_go(now);
+        let is_full = |state: &State| match priority {
+            Priority::Shadow => state.waiting.items(Priority::Shadow) >= shared.limits.queue,
+            Priority::Interactive | Priority::Batch => state.waiting.waiting().0 >= shared.limits.queue,
+        };
+        let is_too_late = |state: &State| {
+            let left = (*deadline)?.saturating_duration_since(now);
+            let ahead = state.waiting.ahead(*priority, tenant, cost);
+            let wait = state.rate.estimate(ahead, 0, 0, state.busy == 0, now).unwrap_or_default();
+            (wait >= left).then_some(wait)
+        };
+        if is_full(&state) || is_too_late(&state).is_some() {
+            // Those who left no longer stand in anybody's way.
+            state.waiting.retain(|job| job.wanted(now, &shared.meters));
         }
-        if state.waiting.len() >= shared.limits.queue {
-            shared.meters.refused();
-            return Err(Turned::Full(state.last_wait.clamp(Duration::from_millis(50), Duration::from_secs(5))));
-        }
-        // At least so long will those before it take; what runs may end at any moment.
-        let rounds = state.waiting.len() / shared.limits.running.max(1);
-        let wait = state.usual.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-        if job.deadline.is_some_and(|deadline| now.checked_add(wait).is_none_or(|start| start >= deadline)) {
+        if let Some(needed) = is_too_late(&state) {
             shared.meters.too_late();
-            return Err(Turned::TooLate);
+            return Err(Refused::TooLate { needed });
         }
-        state.waiting.push_back(job);
+        if is_full(&state) {
+            let retry_after = state.rate.drain(state.waiting.waiting().1);
+            let out = match priority {
+                Priority::Shadow => None,
+                Priority::Interactive | Priority::Batch => {
+                    state.waiting.make_room(*priority, tenant, 1, shared.limits.queue)
+                }
+            };
+            let Some(out) = out else {
+                shared.meters.refused();
+                return Err(Refused::Full { retry_after });
+            };
+            for job in out {
+                shared.meters.pushed_out();
+                let _gone = job.progress.try_send(Progress::PushedOut(retry_after));
+            }
+        }
+        state.waiting.push(*priority, tenant, [(job, cost)]);
+        shared.meters.depth(state.waiting.depth());
         drop(state);
         shared.changed.notify_one();
         Ok(())
+    }
+}
+
+impl State {
+    /// What is next: what nobody waits for only when there is nothing else.
+    fn take(&mut self) -> Option<Job> {
+        let one = Budget { items: 1, cost: 1 };
+        self.waiting.take(1, one).pop().or_else(|| self.waiting.take_shadow(one).pop())
     }
 }
 
@@ -169,6 +196,8 @@ struct Worker {
     engine: Engine,
     pool: ThreadPool,
     running: HashMap<SequenceId, Active>,
+    /// What is next but found no room yet.
+    next: Option<Job>,
 }
 
 /// A text that runs.
@@ -177,6 +206,7 @@ struct Active {
     deadline: Option<Instant>,
     accepted: Instant,
     started: Instant,
+    cost: usize,
     /// Most texts that ran with it.
     together: usize,
 }
@@ -206,33 +236,44 @@ impl Worker {
     fn take_in(&mut self) -> bool {
         let shared = self.shared.clone();
         loop {
+            let now = Instant::now();
+            let next = self.next.take().and_then(|job| job.wanted(now, &shared.meters));
             let job = {
                 let mut state = shared.state.lock();
-                state.let_go(Instant::now());
-                while state.waiting.is_empty() && self.engine.is_idle() {
-                    if state.closed {
-                        return false;
+                let job = loop {
+                    if next.is_some() {
+                        break next;
                     }
-                    shared.changed.wait(&mut state);
-                    state.let_go(Instant::now());
-                }
-                let Some(job) = state.waiting.pop_front() else { return true };
+                    let taken = state.take().map(|job| job.wanted(Instant::now(), &shared.meters));
+                    shared.meters.depth(state.waiting.depth());
+                    match taken {
+                        Some(None) => continue,
+                        Some(Some(job)) => break Some(job),
+                        None if !self.engine.is_idle() => break None,
+                        None if state.closed => return false,
+                        None => {
+                            state.busy = 0;
+                            shared.changed.wait(&mut state);
+                        }
+                    }
+                };
+                state.busy = self.running.len() + usize::from(job.is_some());
                 job
             };
+            let Some(job) = job else { return true };
+            let cost = job.cost();
             let Job { request, progress, deadline, accepted } = job;
             match self.engine.admit(request) {
                 Ok(id) => {
                     let started = Instant::now();
                     shared.meters.waited(started - accepted);
-                    shared.state.lock().last_wait = started - accepted;
-                    self.running.insert(id, Active { progress, deadline, accepted, started, together: 1 });
+                    self.running.insert(id, Active { progress, deadline, accepted, started, cost, together: 1 });
                 }
-                Err(Refused::Full(request)) => {
-                    let job = Job { request: *request, progress, deadline, accepted };
-                    shared.state.lock().waiting.push_front(job);
+                Err(generation::Refused::Full(request)) => {
+                    self.next = Some(Job { request: *request, progress, deadline, accepted });
                     return true;
                 }
-                Err(Refused::Invalid(problem)) => {
+                Err(generation::Refused::Invalid(problem)) => {
                     let _gone = progress.try_send(Progress::Failed(problem));
                 }
             }
@@ -276,13 +317,13 @@ impl Worker {
         }
     }
 
-    fn finished(&self, active: &Active, finish: verdict_inference::generation::Finish) -> Finish {
-        let verdict_inference::generation::Finish { reason, prompt_tokens, cached_tokens, completion_tokens } = finish;
+    fn finished(&self, active: &Active, finish: generation::Finish) -> Finish {
+        let generation::Finish { reason, prompt_tokens, cached_tokens, completion_tokens } = finish;
         let compute = active.started.elapsed();
         self.shared.meters.generated(prompt_tokens - cached_tokens, cached_tokens, completion_tokens);
-        let mut state = self.shared.state.lock();
-        // The last eight or so count.
-        state.usual = if state.usual.is_zero() { compute } else { state.usual * 7 / 8 + compute / 8 };
+        // What it was alone responsible for of the time that all of them took.
+        let share = compute / u32::try_from(active.together).unwrap_or(u32::MAX);
+        self.shared.state.lock().rate.measured(active.cost, share, Instant::now());
         let timing = Timing {
             queue: active.started - active.accepted,
             compute,

@@ -1,51 +1,82 @@
-//! The two services: convert in, one call, convert out.
+//! The services: convert in, one call, convert out.
 
 mod generate;
+mod inference;
+mod lookup;
+mod serving;
+mod streams;
 mod tabular;
 mod text;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use futures::stream::BoxStream;
+use futures::{FutureExt, stream::BoxStream};
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 use uuid::Uuid;
-use verdict_api::predict::{
-    ClassifyRequest, ClassifyResponse, DecideRequest, DecideResponse, EmbedRequest, EmbedResponse, EmbedSparseRequest,
-    EmbedSparseResponse, ExplainRequest, ExplainResponse, GenerateRequest, GenerateResponse, GetDecisionRequest,
-    GetDecisionResponse, GetTokenizerRequest, GetTokenizerResponse, ListDecisionsRequest, ListDecisionsResponse,
-    ListServedModelsRequest, ListServedModelsResponse, PredictRequest, PredictResponse, RerankRequest, RerankResponse,
-    StreamClassifyRequest, StreamClassifyResponse, StreamEmbedRequest, StreamEmbedResponse, StreamEmbedSparseRequest,
-    StreamEmbedSparseResponse, StreamPredictRequest, StreamPredictResponse, StreamRerankRequest, StreamRerankResponse,
-    TokenizeRequest, TokenizeResponse,
-    decision_service_server::{self, DecisionServiceServer},
-    predict_service_server::{self, PredictServiceServer},
+use verdict_api::{
+    inference::grpc_inference_service_server::GrpcInferenceServiceServer,
+    predict::{
+        ClassifyRequest, ClassifyResponse, DecideRequest, DecideResponse, EmbedRequest, EmbedResponse,
+        EmbedSparseRequest, EmbedSparseResponse, ExplainRequest, ExplainResponse, GenerateRequest, GenerateResponse,
+        GetDecisionRequest, GetDecisionResponse, GetTokenizerRequest, GetTokenizerResponse, ListDecisionsRequest,
+        ListDecisionsResponse, ListServedModelsRequest, ListServedModelsResponse, PredictRequest, PredictResponse,
+        RerankRequest, RerankResponse, StreamClassifyRequest, StreamClassifyResponse, StreamEmbedRequest,
+        StreamEmbedResponse, StreamEmbedSparseRequest, StreamEmbedSparseResponse, StreamPredictRequest,
+        StreamPredictResponse, StreamRerankRequest, StreamRerankResponse, TokenizeRequest, TokenizeResponse,
+        decision_service_server::{self, DecisionServiceServer},
+        predict_service_server::{self, PredictServiceServer},
+        serving_service_server::ServingServiceServer,
+    },
 };
-use verdict_chassis::{context, telemetry};
+use verdict_chassis::{server::ServerConfig, telemetry};
 
+use self::inference::Inference;
 use crate::{
-    catalog::Catalog,
+    admission::Call,
     convert,
     decide::{Decider, Moment},
+    follow::Follower,
+    traffic::Traffic,
 };
 
 /// Answers that come one after the other.
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
-/// Makes the routes of both services; messages in are at most `limit` bytes.
-pub fn routes(catalog: Arc<Catalog>, decider: Arc<Decider>, limit: usize) -> Routes {
-    let predict = PredictServiceServer::new(Predict { catalog: catalog.clone() });
-    let decisions = DecisionServiceServer::new(Decisions { catalog, decider });
-    Routes::new(predict.max_decoding_message_size(limit)).add_service(decisions.max_decoding_message_size(limit))
+/// Makes the routes of all services, within the limits of the server.
+pub fn routes(traffic: Traffic, follower: Arc<Follower>, decider: Arc<Decider>, config: &ServerConfig) -> Routes {
+    let (limit, patience) = (config.max_message_bytes, config.request_timeout);
+    let serving = Arc::new(serving::Service::new(follower, traffic.board.clone()));
+    let predict = PredictServiceServer::new(Predict { traffic: traffic.clone(), patience });
+    let inference = Inference { traffic: traffic.clone(), serving: serving.clone(), patience };
+    let inference = GrpcInferenceServiceServer::new(inference);
+    let decisions = DecisionServiceServer::new(Decisions { traffic, decider });
+    Routes::new(predict.max_decoding_message_size(limit))
+        .add_service(decisions.max_decoding_message_size(limit))
+        .add_service(ServingServiceServer::from_arc(serving).max_decoding_message_size(limit))
+        .add_service(inference.max_decoding_message_size(limit))
 }
 
+#[derive(Clone)]
 struct Predict {
-    catalog: Arc<Catalog>,
+    traffic: Traffic,
+    /// Most time of one request on a stream.
+    patience: Duration,
 }
 
 struct Decisions {
-    catalog: Arc<Catalog>,
+    traffic: Traffic,
     decider: Arc<Decider>,
+}
+
+/// Has a call answered by a handler: by a route, where the request names one.
+macro_rules! routed {
+    ($service:ident, $how:ident, $request:ident, $handler:path) => {
+        $service
+            .traffic
+            .$how($request, |catalog, request| async move { $handler(&catalog, request).await }.boxed())
+            .await
+    };
 }
 
 #[tonic::async_trait]
@@ -59,30 +90,32 @@ impl predict_service_server::PredictService for Predict {
     type StreamPredictStream = Answers<StreamPredictResponse>;
 
     async fn embed(&self, request: Request<EmbedRequest>) -> Result<Response<EmbedResponse>, Status> {
-        text::embed(&self.catalog, request).await
+        routed!(self, call, request, text::embed)
     }
 
     async fn rerank(&self, request: Request<RerankRequest>) -> Result<Response<RerankResponse>, Status> {
-        text::rerank(&self.catalog, request).await
+        routed!(self, call, request, text::rerank)
     }
 
     async fn generate(&self, request: Request<GenerateRequest>) -> Result<Response<Self::GenerateStream>, Status> {
-        generate::generate(&self.catalog, request).await
+        routed!(self, open, request, generate::generate)
     }
 
     async fn predict(&self, request: Request<PredictRequest>) -> Result<Response<PredictResponse>, Status> {
-        tabular::predict(&self.catalog, request).await
+        routed!(self, call, request, tabular::predict)
     }
 
-    async fn tokenize(&self, request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
-        text::tokenize(&self.catalog, request).await
+    async fn tokenize(&self, mut request: Request<TokenizeRequest>) -> Result<Response<TokenizeResponse>, Status> {
+        self.traffic.resolve(&mut request)?;
+        text::tokenize(&self.traffic.catalog, request).await
     }
 
     async fn get_tokenizer(
         &self,
-        request: Request<GetTokenizerRequest>,
+        mut request: Request<GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
-        text::get_tokenizer(&self.catalog, request)
+        self.traffic.resolve(&mut request)?;
+        text::get_tokenizer(&self.traffic.catalog, request)
     }
 
     async fn embed_sparse(
@@ -96,43 +129,63 @@ impl predict_service_server::PredictService for Predict {
         Err(Status::unimplemented("Classify"))
     }
 
-    async fn explain(&self, _request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
-        Err(Status::unimplemented("Explain"))
+    async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
+        routed!(self, call, request, tabular::explain)
     }
 
     async fn stream_embed(
         &self,
-        _request: Request<Streaming<StreamEmbedRequest>>,
+        requests: Request<Streaming<StreamEmbedRequest>>,
     ) -> Result<Response<Self::StreamEmbedStream>, Status> {
-        Err(Status::unimplemented("StreamEmbed"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.embed(request).await }
+        }))
     }
 
     async fn stream_embed_sparse(
         &self,
-        _request: Request<Streaming<StreamEmbedSparseRequest>>,
+        requests: Request<Streaming<StreamEmbedSparseRequest>>,
     ) -> Result<Response<Self::StreamEmbedSparseStream>, Status> {
-        Err(Status::unimplemented("StreamEmbedSparse"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.embed_sparse(request).await }
+        }))
     }
 
     async fn stream_rerank(
         &self,
-        _request: Request<Streaming<StreamRerankRequest>>,
+        requests: Request<Streaming<StreamRerankRequest>>,
     ) -> Result<Response<Self::StreamRerankStream>, Status> {
-        Err(Status::unimplemented("StreamRerank"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.rerank(request).await }
+        }))
     }
 
     async fn stream_classify(
         &self,
-        _request: Request<Streaming<StreamClassifyRequest>>,
+        requests: Request<Streaming<StreamClassifyRequest>>,
     ) -> Result<Response<Self::StreamClassifyStream>, Status> {
-        Err(Status::unimplemented("StreamClassify"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.classify(request).await }
+        }))
     }
 
     async fn stream_predict(
         &self,
-        _request: Request<Streaming<StreamPredictRequest>>,
+        requests: Request<Streaming<StreamPredictRequest>>,
     ) -> Result<Response<Self::StreamPredictStream>, Status> {
-        Err(Status::unimplemented("StreamPredict"))
+        let predict = self.clone();
+        Ok(streams::answers(requests, self.patience, move |request| {
+            let predict = predict.clone();
+            async move { predict.predict(request).await }
+        }))
     }
 
     async fn list_served_models(
@@ -140,7 +193,7 @@ impl predict_service_server::PredictService for Predict {
         request: Request<ListServedModelsRequest>,
     ) -> Result<Response<ListServedModelsResponse>, Status> {
         let ListServedModelsRequest {} = request.into_inner();
-        let models = self.catalog.slots().iter().map(|slot| convert::standing(slot.standing())).collect();
+        let models = self.traffic.catalog.slots().iter().map(|slot| convert::standing(slot.standing())).collect();
         Ok(Response::new(ListServedModelsResponse { models }))
     }
 }
@@ -152,10 +205,10 @@ impl decision_service_server::DecisionService for Decisions {
             id: Uuid::now_v7(),
             now: OffsetDateTime::now_utc(),
             trace_id: telemetry::current_trace_id().unwrap_or_default(),
-            deadline: context::of(&request).deadline,
+            call: Call::of(&request)?,
         };
         let case = convert::decision::case(request.into_inner())?;
-        let decision = self.decider.decide(&self.catalog, case, moment).await?;
+        let decision = self.decider.decide(&self.traffic, case, moment).await?;
         Ok(Response::new(DecideResponse { decision: Some(convert::decision::decision(decision)) }))
     }
 

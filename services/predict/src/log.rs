@@ -135,8 +135,8 @@ fn migrations(mut migrator: Migrator) -> Migrator {
 }
 
 const INSERT: &str = "INSERT INTO decisions (decision_id, request_id, time_us, model, version, alias, digest, features, \
-    features_hash, score, margin, outcome, reasons, policy, trace_id) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) ON CONFLICT (request_id) DO NOTHING";
+    features_hash, score, margin, outcome, reasons, policy, trace_id, route) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (request_id) DO NOTHING";
 const FIND: &str = "SELECT * FROM decisions WHERE decision_id = $1";
 const FIND_REQUEST: &str = "SELECT * FROM decisions WHERE request_id = $1";
 const LIST: &str = "SELECT * FROM decisions WHERE decision_id < $1 ORDER BY decision_id DESC LIMIT $2";
@@ -171,6 +171,7 @@ macro_rules! backend {
                         reasons,
                         policy,
                         trace_id,
+                        route,
                     } = Record::try_from(decision)?;
                     let inserted = sqlx::query(INSERT)
                         .bind(decision_id)
@@ -188,6 +189,7 @@ macro_rules! backend {
                         .bind(reasons)
                         .bind(policy)
                         .bind(trace_id)
+                        .bind(route)
                         .execute(&mut *transaction)
                         .await?;
                     if inserted.rows_affected() == 1 {

@@ -1,6 +1,9 @@
 //! A model version that is loaded, warm and ready to be asked.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -8,119 +11,114 @@ use tracing::warn;
 use verdict_inference::{
     bert::{Embedder, EmbedderOptions, Pooling, Reranker},
     generation::Generator,
-    trees::TreeEnsemble,
+    text::Token,
 };
 
 use crate::{
+    answers::AnswerCache,
     batch::Limits,
     cache::Files,
+    engine::{Engine, Served, statistics::Statistics},
     error::{Error, Result},
     generate::{Generation, GenerationLimits},
     metrics::ModelMeters,
-    policy::Policy,
     release::{Release, Task},
-    schema::Schema,
     tabular::Tabular,
-    text::{Embedding, Reranking},
+    text::{Embedding, Reranking, Tokenizer},
 };
 
 /// A warm model version. Dropping it, after the last call that holds it, ends its workers.
 pub struct Loaded {
     pub release: Release,
-    pub engine: Engine,
+    pub served: Served,
     /// Keeps the files the engine may have mapped.
     _files: Files,
 }
 
-/// What runs the model.
-pub enum Engine {
-    Embedding(Embedding),
-    Reranking(Reranking),
-    Generation(Generation),
-    Tabular(Box<Tabular>),
-}
-
 /// How queues and workers of the engines are sized.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Sizing {
     pub batch: Limits,
+    /// For text generation.
     pub generation: GenerationLimits,
+    /// Where answers are kept, if they are.
+    pub answers: Option<Arc<AnswerCache>>,
 }
 
 impl Loaded {
     /// Loads a verified version, runs it once, and starts its workers. Blocks; the error names the file and the problem.
     pub fn load(release: Release, files: Files, sizing: &Sizing) -> anyhow::Result<Self> {
-        let dir = files.dir.as_path();
-        let name = release.model.clone();
-        let meters = || ModelMeters::new(&release.model, release.version);
-        let engine = match release.task {
-            Task::TextEmbedding => {
-                let engine = Embedder::load(dir, embedder_options(&release)?)?;
-                Engine::Embedding(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
-            }
-            Task::TextReranking => {
-                let engine = Reranker::load(dir)?;
-                Engine::Reranking(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters())?)
-            }
-            Task::TextGeneration => {
-                let engine = Generator::load(&gguf(&release, dir)?)?;
-                Engine::Generation(Generation::start(name, engine, sizing.generation, meters())?)
-            }
-            Task::TextSparseEmbedding | Task::TextClassification | Task::TabularRegression => {
-                bail!("a model that {} cannot be loaded", release.task.does())
-            }
-            Task::TabularClassification => {
-                let path = dir.join("model.json");
-                let bytes = std::fs::read(&path).context("a tabular version needs model.json")?;
-                let ensemble = TreeEnsemble::from_xgboost_json(&bytes)?;
-                let schema = Schema::new(release.inputs.clone(), ensemble.num_features(), ensemble.feature_names())
-                    .map_err(anyhow::Error::msg)?;
-                let policy = policy(dir, &schema)?;
-                let meters = [meters(), meters()];
-                Engine::Tabular(Box::new(Tabular::start(name, ensemble, schema, policy, sizing.batch, meters)?))
-            }
-        };
-        Ok(Self { release, engine, _files: files })
+        let served = start(&release, &files.dir, sizing)?;
+        Ok(Self { release, served, _files: files })
     }
 
     /// Returns the embedding engine, or the error of asking a model for what it does not do.
     pub fn embedding(&self) -> Result<&Embedding> {
-        match &self.engine {
-            Engine::Embedding(embedding) => Ok(embedding),
-            Engine::Reranking(_) | Engine::Generation(_) | Engine::Tabular(_) => self.wrong(Task::TextEmbedding),
-        }
+        self.typed(Task::TextEmbedding)
     }
 
     /// Returns the reranking engine.
     pub fn reranking(&self) -> Result<&Reranking> {
-        match &self.engine {
-            Engine::Reranking(reranking) => Ok(reranking),
-            Engine::Embedding(_) | Engine::Generation(_) | Engine::Tabular(_) => self.wrong(Task::TextReranking),
-        }
+        self.typed(Task::TextReranking)
     }
 
     /// Returns the generating engine.
     pub fn generation(&self) -> Result<&Generation> {
-        match &self.engine {
-            Engine::Generation(generation) => Ok(generation),
-            Engine::Embedding(_) | Engine::Reranking(_) | Engine::Tabular(_) => self.wrong(Task::TextGeneration),
-        }
+        self.typed(Task::TextGeneration)
     }
 
     /// Returns the tabular engine.
     pub fn tabular(&self) -> Result<&Tabular> {
-        match &self.engine {
-            Engine::Tabular(tabular) => Ok(tabular),
-            Engine::Embedding(_) | Engine::Reranking(_) | Engine::Generation(_) => {
-                self.wrong(Task::TabularClassification)
-            }
-        }
+        self.typed(Task::TabularClassification)
+    }
+
+    /// Returns the tokenizer that can be handed out, or the error of asking a model that has none.
+    pub fn tokenizer(&self) -> Result<Tokenizer<'_>> {
+        self.served.engine.tokenizer().map_or_else(|| self.wrong(Task::TextEmbedding), Ok)
+    }
+
+    /// Splits a text into tokens, or makes the error of asking a model that has none.
+    pub fn tokens(&self, text: &str, special: bool) -> Result<Vec<Token>> {
+        self.served.engine.tokens(text, special).map_or_else(|| self.wrong(Task::TextEmbedding), Ok)
+    }
+
+    fn typed<E: Engine>(&self, wanted: Task) -> Result<&E> {
+        self.served.typed().map_or_else(|| self.wrong(wanted), Ok)
     }
 
     /// Makes the error of asking this model for what another task does.
     pub fn wrong<T>(&self, wanted: Task) -> Result<T> {
         Err(Error::WrongTask { model: self.release.model.clone(), does: self.release.task, wanted })
     }
+}
+
+/// Starts the engine of a version whose files are in `dir`, and warms it up. Blocks.
+pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::Result<Served> {
+    let name = release.model.clone();
+    let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&release.digest, operation));
+    let statistics = Arc::new(Statistics::default());
+    let meters = || ModelMeters::new(&release.model, release.version).counting(statistics.clone());
+    let engine: Box<dyn Engine> = match release.task {
+        Task::TextEmbedding => {
+            let engine = Embedder::load(dir, embedder_options(release)?)?;
+            Box::new(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("embed"))?)
+        }
+        Task::TextReranking => {
+            let engine = Reranker::load(dir)?;
+            Box::new(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("rerank"))?)
+        }
+        Task::TextGeneration => {
+            let engine = Generator::load(&gguf(release, dir)?)?;
+            Box::new(Generation::start(name, engine, sizing.generation, meters())?)
+        }
+        Task::TextSparseEmbedding | Task::TextClassification => {
+            bail!("a model that {} cannot be loaded", release.task.does())
+        }
+        Task::TabularClassification | Task::TabularRegression => {
+            Box::new(Tabular::load(release, dir, sizing.batch, [meters(), meters()], scope("rows"))?)
+        }
+    };
+    Served::warm(engine, statistics)
 }
 
 fn embedder_options(release: &Release) -> anyhow::Result<EmbedderOptions> {
@@ -154,15 +152,4 @@ fn gguf(release: &Release, dir: &Path) -> anyhow::Result<PathBuf> {
     let Some(artifact) = found.next() else { bail!("a generating version needs a .gguf file, and there is none") };
     ensure!(found.next().is_none(), "a generating version needs one .gguf file, and there are several");
     Ok(dir.join(&artifact.path))
-}
-
-fn policy(dir: &Path, schema: &Schema) -> anyhow::Result<Option<Policy>> {
-    let path = dir.join("policy.json");
-    match std::fs::read(&path) {
-        Ok(json) => {
-            Policy::parse(&json, schema.inputs()).map(Some).map_err(|problem| anyhow::anyhow!("policy.json: {problem}"))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context("policy.json cannot be read"),
-    }
 }

@@ -7,13 +7,14 @@ use sha2::{Digest, Sha256};
 
 /// Points at one version of a registered model: `name@alias` or `name/version`, with or without `models:/` before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Reference {
     pub model: String,
     pub selector: Selector,
 }
 
 /// How a reference picks the version.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Selector {
     Alias(String),
     Version(i64),
@@ -41,6 +42,20 @@ impl fmt::Display for Reference {
             Selector::Alias(alias) => write!(f, "{}@{alias}", self.model),
             Selector::Version(version) => write!(f, "{}/{version}", self.model),
         }
+    }
+}
+
+impl From<Reference> for String {
+    fn from(reference: Reference) -> Self {
+        reference.to_string()
+    }
+}
+
+impl TryFrom<String> for Reference {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
     }
 }
 

@@ -31,7 +31,9 @@ impl Schema {
         if inputs.len() != width {
             return Err(format!("the signature has {} inputs, the model {width} columns", inputs.len()));
         }
-        if let Some((input, name)) = inputs.iter().zip(names).find(|(input, name)| input.name != **name) {
+        // LightGBM writes `_` where a name has a space.
+        let same = |input: &str, name: &str| input == name || input.replace(char::is_whitespace, "_") == name;
+        if let Some((input, name)) = inputs.iter().zip(names).find(|(input, name)| !same(&input.name, name)) {
             return Err(format!("the signature has `{}` where the model has `{name}`", input.name));
         }
         let mut columns = HashMap::with_capacity(width);
@@ -97,7 +99,9 @@ impl Schema {
             problems.add(|| ("matrix.values".to_owned(), problem));
         } else {
             for (index, cell) in cells.iter().enumerate().filter(|(_, cell)| cell.is_infinite()) {
-                problems.add(|| (format!("matrix.values[{index}]"), format!("is {cell}: a finite number, or NaN")));
+                let (row, column) = (index / width, &self.inputs[index % width].name);
+                let problem = format!("is {cell} (row {row}, column `{column}`): a finite number, or NaN");
+                problems.add(|| (format!("matrix.values[{index}]"), problem));
             }
         }
         problems

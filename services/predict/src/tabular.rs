@@ -1,138 +1,228 @@
-//! Tabular models: rows to margins, one row to a decision's score and reasons.
+//! Tabular models: rows to margins and answers, rows to explanations, one row to a decision's score and reasons.
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{ops::Range, path::Path, sync::Arc, time::Instant};
 
-use verdict_inference::trees::TreeEnsemble;
+use anyhow::{Context, bail, ensure};
+use sha2::Sha256;
+use verdict_inference::trees::{Kind, TabularModel};
 
 use crate::{
+    admission::Admission,
+    answers::{Scope, put, put_numbers},
     batch::{Batcher, Limits},
     cut::Budget,
     error::{Error, Result},
     metrics::ModelMeters,
     policy::Policy,
+    release::{Release, Task},
     schema::Schema,
+    text::before,
     timing::{Timing, gather},
 };
+
+mod files;
 
 /// Up to this many rows are computed where they arrive: handing them to a worker would cost more.
 const INLINE_ROWS: usize = 32;
 /// Rows of one job, so that all workers share a large request.
 const CHUNK_ROWS: usize = 512;
+/// Rows of one job that explains: each takes as long as many rows that are only scored.
+const EXPLAINED_ROWS: usize = 32;
 /// Most jobs of one request.
 const MOST_CHUNKS: usize = 256;
 
-/// A tree ensemble with its schema, its policy where it has one, and its queue.
+/// A tabular model with its schema, its policy where it has one, and its queue.
 pub struct Tabular {
     name: String,
-    ensemble: Arc<TreeEnsemble>,
+    model: Arc<TabularModel>,
     pub schema: Schema,
     pub policy: Option<Policy>,
     batcher: Batcher<Job, Vec<f32>>,
     meters: ModelMeters,
 }
 
-/// A score with the share of each feature in it.
+/// Margins, and the share of each feature in them.
 #[derive(Debug)]
 pub struct Explained {
-    pub margin: f32,
-    pub score: f32,
-    /// One SHAP value per column.
+    /// Rows × outputs.
+    pub margins: Vec<f32>,
+    /// For each row and output: one number a column, then the base value.
     pub shap: Vec<f32>,
 }
 
-enum Job {
-    /// Some rows of a request, as a range of its cells.
-    Margins { cells: Arc<Vec<f32>>, range: Range<usize> },
-    /// One row: its SHAP values, the expected value, its margin.
-    Explain(Vec<f32>),
+/// Some rows of a request, as a range of its cells.
+struct Job {
+    work: Work,
+    cells: Arc<Vec<f32>>,
+    range: Range<usize>,
+}
+
+#[derive(Clone, Copy)]
+enum Work {
+    /// Their margins.
+    Score,
+    /// Their margins, then their shares.
+    Explain,
 }
 
 impl Tabular {
-    /// Warms the ensemble up and starts its workers.
-    pub fn start(
+    /// Loads a version from its folder, warms it up and starts its workers. The error names the file and the problem.
+    pub fn load(
+        release: &Release,
+        dir: &Path,
+        limits: Limits,
+        meters: [ModelMeters; 2],
+        scope: Option<Scope>,
+    ) -> anyhow::Result<Self> {
+        let file = files::find(dir, &release.artifacts)?;
+        let model = std::fs::read(dir.join(&file)).map_err(anyhow::Error::from);
+        let model =
+            model.and_then(|bytes| Ok(TabularModel::load(&bytes)?)).with_context(|| file.display().to_string())?;
+        match (release.task, model.kind()) {
+            (Task::TabularRegression, Kind::Regression | Kind::Ranking)
+            | (Task::TabularClassification, Kind::BinaryClassification | Kind::MulticlassClassification) => {}
+            (Task::TabularRegression, _) => {
+                bail!("{} is a classifier ({}): publish it as such", file.display(), model.objective())
+            }
+            _ => bail!("{} is no classifier ({}): publish it as a regression", file.display(), model.objective()),
+        }
+        let schema = Schema::new(release.inputs.clone(), model.num_features(), model.feature_names())
+            .map_err(anyhow::Error::msg)?;
+        let policy = policy(dir, &schema)?;
+        if policy.is_some() {
+            let binary = model.kind() == Kind::BinaryClassification && model.num_outputs() == 1;
+            ensure!(binary, "policy.json: decisions need a classifier of two classes with one output");
+            model.explainable().context("policy.json: decisions need reasons")?;
+        }
+        Self::start(release.model.clone(), model, schema, policy, limits, meters, scope)
+    }
+
+    fn start(
         name: String,
-        ensemble: TreeEnsemble,
+        model: TabularModel,
         schema: Schema,
         policy: Option<Policy>,
         limits: Limits,
         meters: [ModelMeters; 2],
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
-        let ensemble = Arc::new(ensemble);
-        let missing = vec![f32::NAN; ensemble.num_features()];
-        let answer = run(&ensemble, &Job::Explain(missing));
-        anyhow::ensure!(answer.iter().all(|value| value.is_finite()), "warm-up: the model's score is not finite");
-        let worker = ensemble.clone();
+        let model = Arc::new(model);
+        let missing = Arc::new(vec![f32::NAN; model.num_features()]);
+        let work = if model.explainable().is_ok() { Work::Explain } else { Work::Score };
+        let answer = run(&model, &Job { work, range: 0..missing.len(), cells: missing });
+        // A linear model makes nothing of a row that is missing; trees always say something.
+        let linear = answer.iter().all(|value| value.is_nan() || value.is_finite());
+        ensure!(linear, "warm-up: the model's score is not finite");
+        let worker = model.clone();
         let limits = Limits { budget: Budget { items: limits.budget.items, cost: CHUNK_ROWS }, ..limits };
         let [queued, inline] = meters;
-        let batcher = Batcher::start(limits, queued, move |jobs: &[&Job]| {
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, queued, answers, move |jobs: &[&Job]| {
             jobs.iter().map(|job| run(&worker, job)).collect::<Vec<_>>()
         })?;
-        Ok(Self { name, ensemble, schema, policy, batcher, meters: inline })
+        Ok(Self { name, model, schema, policy, batcher, meters: inline })
     }
 
-    /// Returns one margin per row of `cells`, which [`Schema`] has checked.
-    pub async fn margins(&self, cells: Vec<f32>, deadline: Option<Instant>) -> Result<(Vec<f32>, Timing)> {
-        let width = self.schema.inputs().len();
-        let rows = cells.len() / width;
-        let accepted = Instant::now();
-        if rows <= INLINE_ROWS {
-            let mut margins = Vec::with_capacity(rows);
-            self.ensemble.margins(&cells, &mut margins);
-            let compute = accepted.elapsed();
-            self.meters.computed(std::time::Duration::ZERO, compute, rows);
-            return Ok((margins, Timing { compute, batch: rows, ..Timing::default() }));
+    /// Returns the model itself: its kind, classes and outputs, and what becomes of margins.
+    pub fn model(&self) -> &TabularModel {
+        &self.model
+    }
+
+    /// Returns the margins of each row of `cells`, which [`Schema`] has checked.
+    pub async fn margins(&self, cells: Vec<f32>, admission: Admission) -> Result<(Vec<f32>, Timing)> {
+        let rows = cells.len() / self.schema.inputs().len();
+        if rows > INLINE_ROWS {
+            return self.share(Work::Score, cells, CHUNK_ROWS, admission).await.map(|(parts, timing)| {
+                let margins = parts.concat();
+                (margins, timing)
+            });
         }
+        before(admission.deadline, || ())?;
+        let accepted = Instant::now();
+        let mut margins = Vec::with_capacity(rows * self.model.num_outputs());
+        self.model.margins(&cells, &mut margins);
+        let compute = accepted.elapsed();
+        self.meters.computed(std::time::Duration::ZERO, compute, rows);
+        Ok((margins, Timing { compute, batch: rows, ..Timing::default() }))
+    }
+
+    /// Returns the margins of each row, and how far each column moved them from the base value.
+    pub async fn explain(&self, cells: Vec<f32>, admission: Admission) -> Result<(Explained, Timing)> {
+        self.model.explainable().map_err(|why| Error::NotExplainable { model: self.name.clone(), why })?;
+        let (outputs, shares) = (self.model.num_outputs(), self.schema.inputs().len() + 1);
+        let (parts, timing) = self.share(Work::Explain, cells, EXPLAINED_ROWS, admission).await?;
+        let mut explained = Explained { margins: Vec::new(), shap: Vec::new() };
+        for part in parts {
+            // So many numbers a row: its margins and their shares.
+            let rows = part.len() / (outputs * (1 + shares));
+            let (margins, shap) = part.split_at(rows * outputs);
+            explained.margins.extend_from_slice(margins);
+            explained.shap.extend_from_slice(shap);
+        }
+        Ok((explained, timing))
+    }
+
+    /// Cuts the rows into jobs of `chunk` rows, or more where those would be too many, and waits for all.
+    async fn share(
+        &self,
+        work: Work,
+        cells: Vec<f32>,
+        chunk: usize,
+        admission: Admission,
+    ) -> Result<(Vec<Vec<f32>>, Timing)> {
+        let (accepted, width) = (Instant::now(), self.schema.inputs().len());
+        let rows = cells.len() / width;
         let cells = Arc::new(cells);
-        let chunk = CHUNK_ROWS.max(rows.div_ceil(MOST_CHUNKS));
+        let chunk = chunk.max(rows.div_ceil(MOST_CHUNKS));
         let jobs = (0..rows).step_by(chunk).map(|start| {
             let end = rows.min(start + chunk);
-            (Job::Margins { cells: cells.clone(), range: start * width..end * width }, end - start)
+            (Job { work, cells: cells.clone(), range: start * width..end * width }, end - start)
         });
-        let parts = self.submit(jobs.collect(), deadline)?;
-        let (parts, timing) = gather(accepted, parts).await?;
-        let mut margins = Vec::with_capacity(rows);
-        for part in parts {
-            margins.extend_from_slice(&part.ok_or_else(panicked)?);
-        }
-        Ok((margins, Timing { batch: chunk.min(rows) * timing.batch, ..timing }))
-    }
-
-    /// Scores one row and says how far each feature moved the score from the average case.
-    pub async fn explain(&self, row: Vec<f32>, deadline: Option<Instant>) -> Result<Explained> {
-        let tickets = self.submit(vec![(Job::Explain(row), 1)], deadline)?;
-        let (mut answers, _) = gather(Instant::now(), tickets).await?;
-        let mut shap = answers.pop().flatten().ok_or_else(panicked)?;
-        let margin = shap.pop().ok_or_else(panicked)?;
-        // What is left at the end is the expected value: the average case itself.
-        shap.truncate(self.schema.inputs().len());
-        Ok(Explained { margin, score: TreeEnsemble::probability(margin), shap })
-    }
-
-    fn submit(
-        &self,
-        jobs: Vec<(Job, usize)>,
-        deadline: Option<Instant>,
-    ) -> Result<Vec<crate::batch::Ticket<Vec<f32>>>> {
-        let full =
-            |full: crate::batch::Full| Error::QueueFull { model: self.name.clone(), retry_after: full.retry_after };
-        self.batcher.submit(jobs, deadline).map_err(full)
+        let refused = |refused| Error::refused(&self.name, refused);
+        let tickets = self.batcher.submit(jobs.collect(), admission).map_err(refused)?;
+        let (parts, timing) = gather(accepted, tickets).await?;
+        let parts = parts.into_iter().map(|part| part.ok_or_else(panicked)).collect::<Result<_>>()?;
+        let cached = rows.min(chunk * timing.cached);
+        Ok((parts, Timing { batch: chunk.min(rows) * timing.batch, cached, ..timing }))
     }
 }
 
-fn run(ensemble: &TreeEnsemble, job: &Job) -> Vec<f32> {
-    match job {
-        Job::Margins { cells, range } => {
-            let mut margins = Vec::with_capacity(range.len() / ensemble.num_features().max(1));
-            ensemble.margins(&cells[range.clone()], &mut margins);
-            margins
+/// Writes down what the answer to a job depends on.
+fn written(job: &Job, hash: &mut Sha256) {
+    let Job { work, cells, range } = job;
+    put(
+        hash,
+        match work {
+            Work::Score => b"score",
+            Work::Explain => b"explain",
+        },
+    );
+    put_numbers(hash, cells[range.clone()].iter().map(|cell| cell.to_le_bytes()));
+}
+
+fn run(model: &TabularModel, job: &Job) -> Vec<f32> {
+    let Job { work, cells, range } = job;
+    let cells = &cells[range.clone()];
+    let mut answer = Vec::new();
+    model.margins(cells, &mut answer);
+    if let Work::Explain = work {
+        let mut shap = Vec::new();
+        // Asked before the job was made.
+        if model.shap(cells, &mut shap).is_ok() {
+            answer.append(&mut shap);
         }
-        Job::Explain(row) => {
-            let mut margin = Vec::with_capacity(1);
-            ensemble.margins(row, &mut margin);
-            let mut answer = ensemble.shap(row);
-            answer.append(&mut margin);
-            answer
+    }
+    answer
+}
+
+fn policy(dir: &Path, schema: &Schema) -> anyhow::Result<Option<Policy>> {
+    let path = dir.join("policy.json");
+    match std::fs::read(&path) {
+        Ok(json) => {
+            Policy::parse(&json, schema.inputs()).map(Some).map_err(|problem| anyhow::anyhow!("policy.json: {problem}"))
         }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("policy.json cannot be read"),
     }
 }
 

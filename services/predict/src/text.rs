@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Instant};
 
 use anyhow::Context;
 use bytes::Bytes;
+use sha2::Sha256;
 use tonic::Code;
 use verdict_inference::{
     ItemError,
@@ -12,6 +13,8 @@ use verdict_inference::{
 };
 
 use crate::{
+    admission::Admission,
+    answers::{Scope, put_numbers},
     batch::{Batcher, Limits},
     error::{Error, Result},
     metrics::ModelMeters,
@@ -81,6 +84,7 @@ impl Embedding {
         json: Bytes,
         limits: Limits,
         meters: ModelMeters,
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let engine = Arc::new(engine);
         let warm = engine.tokenizer().encode("warm", true).context("warm-up")?;
@@ -93,7 +97,8 @@ impl Embedding {
             engine.dimensions()
         );
         let worker = engine.clone();
-        let batcher = Batcher::start(limits, meters, move |batch: &[&Encoded]| worker.embed(batch))?;
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, meters, answers, move |batch: &[&Encoded]| worker.embed(batch))?;
         Ok(Self { name, engine, batcher, tokenizer_json: json })
     }
 
@@ -103,14 +108,14 @@ impl Embedding {
         inputs: Vec<String>,
         truncate: bool,
         normalized: Option<bool>,
-        deadline: Option<Instant>,
+        admission: Admission,
     ) -> Result<(Vec<Item<Vector>>, Timing)> {
-        let engine = self.engine.clone();
+        let (engine, deadline) = (self.engine.clone(), admission.deadline);
         let bytes = inputs.iter().map(String::len).sum();
         let encoded =
             off_thread(bytes, move || encode_each(&inputs, deadline, |text| engine.tokenizer().encode(text, truncate)))
                 .await??;
-        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, deadline).await?;
+        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, admission).await?;
         let scale = normalized.unwrap_or(self.engine.normalizes());
         let vector = |(mut values, tokens): (Vec<f32>, usize)| {
             if scale {
@@ -140,13 +145,15 @@ impl Reranking {
         json: Bytes,
         limits: Limits,
         meters: ModelMeters,
+        scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
         let engine = Arc::new(engine);
         let warm = engine.tokenizer().encode_pair("warm", "up").context("warm-up")?;
         let logits = engine.score(&[&warm]);
         anyhow::ensure!(logits.len() == 1 && logits[0].is_finite(), "warm-up: the model does not make a finite logit");
         let worker = engine.clone();
-        let batcher = Batcher::start(limits, meters, move |batch: &[&Encoded]| worker.score(batch))?;
+        let answers = scope.map(|scope| scope.of(written));
+        let batcher = Batcher::start_cached(limits, meters, answers, move |batch: &[&Encoded]| worker.score(batch))?;
         Ok(Self { name, engine, batcher, tokenizer_json: json })
     }
 
@@ -155,15 +162,15 @@ impl Reranking {
         &self,
         query: String,
         documents: Vec<String>,
-        deadline: Option<Instant>,
+        admission: Admission,
     ) -> Result<(Vec<Item<Score>>, Timing)> {
-        let engine = self.engine.clone();
+        let (engine, deadline) = (self.engine.clone(), admission.deadline);
         let bytes = documents.iter().map(|document| document.len() + query.len()).sum();
         let encoded = off_thread(bytes, move || {
             encode_each(&documents, deadline, |text| engine.tokenizer().encode_pair(&query, text))
         })
         .await??;
-        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, deadline).await?;
+        let (outputs, timing) = compute(&self.name, &self.batcher, encoded, admission).await?;
         let score = |(logit, tokens)| Score { logit, tokens };
         Ok((outputs.into_iter().map(|output| output.map(score)).collect(), timing))
     }
@@ -209,6 +216,12 @@ pub(crate) fn before<T>(deadline: Option<Instant>, work: impl FnOnce() -> T) -> 
     }
 }
 
+/// Writes down what the model sees of a text.
+fn written(encoded: &Encoded, hash: &mut Sha256) {
+    put_numbers(hash, encoded.ids.iter().map(|id| id.to_le_bytes()));
+    put_numbers(hash, encoded.type_ids.iter().map(|id| id.to_le_bytes()));
+}
+
 fn encode_each(
     texts: &[String],
     deadline: Option<Instant>,
@@ -229,7 +242,7 @@ async fn compute<O: Send + 'static>(
     model: &str,
     batcher: &Batcher<Encoded, O>,
     encoded: Vec<Item<Encoded>>,
-    deadline: Option<Instant>,
+    admission: Admission,
 ) -> Result<(Vec<Item<(O, usize)>>, Timing)> {
     let mut jobs = Vec::with_capacity(encoded.len());
     let mut places = Vec::with_capacity(encoded.len());
@@ -241,9 +254,7 @@ async fn compute<O: Send + 'static>(
         }));
     }
     let accepted = Instant::now();
-    let tickets = batcher
-        .submit(jobs, deadline)
-        .map_err(|full| Error::QueueFull { model: model.to_owned(), retry_after: full.retry_after })?;
+    let tickets = batcher.submit(jobs, admission).map_err(|refused| Error::refused(model, refused))?;
     let (outputs, timing) = gather(accepted, tickets).await?;
     let timing = Timing { tokens: places.iter().flatten().sum(), ..timing };
     let mut outputs = outputs.into_iter();

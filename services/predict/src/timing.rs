@@ -26,9 +26,13 @@ pub struct Timing {
 pub async fn gather<O>(accepted: Instant, tickets: Vec<Ticket<O>>) -> Result<(Vec<Option<O>>, Timing)> {
     let mut outputs = Vec::with_capacity(tickets.len());
     let mut span: Option<(Instant, Instant)> = None;
-    let mut batch = 0;
+    let (mut batch, mut cached) = (0, 0);
     for ticket in tickets {
         match ticket.await.unwrap_or(Err(Failure::Panicked)) {
+            Ok(done) if done.is_cached => {
+                cached += 1;
+                outputs.push(Some(done.output));
+            }
             Ok(done) => {
                 let (start, end) = span.unwrap_or((done.started, done.ended));
                 span = Some((start.min(done.started), end.max(done.ended)));
@@ -36,7 +40,7 @@ pub async fn gather<O>(accepted: Instant, tickets: Vec<Ticket<O>>) -> Result<(Ve
                 outputs.push(Some(done.output));
             }
             Err(Failure::Panicked) => outputs.push(None),
-            Err(Failure::Expired) => return Err(Error::Expired),
+            Err(failure @ (Failure::Expired | Failure::PushedOut(_))) => return Err(Error::failed(failure)),
         }
     }
     let timing = span.map_or_else(Timing::default, |(started, ended)| Timing {
@@ -45,5 +49,6 @@ pub async fn gather<O>(accepted: Instant, tickets: Vec<Ticket<O>>) -> Result<(Ve
         batch,
         ..Timing::default()
     });
+    let timing = Timing { cached, ..timing };
     Ok((outputs, timing))
 }

@@ -753,9 +753,14 @@ pub mod predict_service_client {
     use tonic::codegen::http::Uri;
     /// Runs the models that predict serves.
     ///
-    /// `model` in a request is `name@alias` or `name/version`, as served; NOT_FOUND (reason MODEL_NOT_SERVED) lists what
-    /// is. INVALID_ARGUMENT (reason WRONG_TASK) when the model does something else than the call asks for. A full queue is
-    /// RESOURCE_EXHAUSTED with RetryInfo. Calls that take several inputs report errors item by item.
+    /// `model` in a request is `name@alias` or `name/version`, as served, or a route (see ServingService); NOT_FOUND (reason
+    /// MODEL_NOT_SERVED) lists what is. INVALID_ARGUMENT (reason WRONG_TASK) when the model does something else than the call
+    /// asks for. Calls that take several inputs report errors item by item.
+    ///
+    /// Metadata of a call: `x-tenant-id` (1 to 128 visible ASCII characters: whose share of the queue it takes), `x-priority`
+    /// (`interactive`, the default, or `batch`), `x-routing-key` (1 to 256 bytes of visible ASCII: equal keys of a route go to
+    /// the same model), and `grpc-timeout`. A full queue is RESOURCE_EXHAUSTED (reason QUEUE_FULL) with RetryInfo. What can't
+    /// be done before the deadline is refused at once: DEADLINE_EXCEEDED, reason DEADLINE_TOO_SHORT.
     #[derive(Debug, Clone)]
     pub struct PredictServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -915,6 +920,7 @@ pub mod predict_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// EmbedSparse, many requests on one stream.
         pub async fn stream_embed_sparse(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -968,6 +974,7 @@ pub mod predict_service_client {
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Rerank"));
             self.inner.unary(req, path, codec).await
         }
+        /// Rerank, many requests on one stream.
         pub async fn stream_rerank(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -1023,6 +1030,7 @@ pub mod predict_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Classify, many requests on one stream.
         pub async fn stream_classify(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -1106,6 +1114,7 @@ pub mod predict_service_client {
                 .insert(GrpcMethod::new("verdict.predict.v1.PredictService", "Predict"));
             self.inner.unary(req, path, codec).await
         }
+        /// Predict, many requests on one stream.
         pub async fn stream_predict(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -1295,6 +1304,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// EmbedSparse, many requests on one stream.
         async fn stream_embed_sparse(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamEmbedSparseRequest>>,
@@ -1313,6 +1323,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Rerank, many requests on one stream.
         async fn stream_rerank(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamRerankRequest>>,
@@ -1334,6 +1345,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Classify, many requests on one stream.
         async fn stream_classify(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamClassifyRequest>>,
@@ -1363,6 +1375,7 @@ pub mod predict_service_server {
             >
             + std::marker::Send
             + 'static;
+        /// Predict, many requests on one stream.
         async fn stream_predict(
             &self,
             request: tonic::Request<tonic::Streaming<super::StreamPredictRequest>>,
@@ -1408,9 +1421,14 @@ pub mod predict_service_server {
     }
     /// Runs the models that predict serves.
     ///
-    /// `model` in a request is `name@alias` or `name/version`, as served; NOT_FOUND (reason MODEL_NOT_SERVED) lists what
-    /// is. INVALID_ARGUMENT (reason WRONG_TASK) when the model does something else than the call asks for. A full queue is
-    /// RESOURCE_EXHAUSTED with RetryInfo. Calls that take several inputs report errors item by item.
+    /// `model` in a request is `name@alias` or `name/version`, as served, or a route (see ServingService); NOT_FOUND (reason
+    /// MODEL_NOT_SERVED) lists what is. INVALID_ARGUMENT (reason WRONG_TASK) when the model does something else than the call
+    /// asks for. Calls that take several inputs report errors item by item.
+    ///
+    /// Metadata of a call: `x-tenant-id` (1 to 128 visible ASCII characters: whose share of the queue it takes), `x-priority`
+    /// (`interactive`, the default, or `batch`), `x-routing-key` (1 to 256 bytes of visible ASCII: equal keys of a route go to
+    /// the same model), and `grpc-timeout`. A full queue is RESOURCE_EXHAUSTED (reason QUEUE_FULL) with RetryInfo. What can't
+    /// be done before the deadline is refused at once: DEADLINE_EXCEEDED, reason DEADLINE_TOO_SHORT.
     #[derive(Debug)]
     pub struct PredictServiceServer<T> {
         inner: Arc<T>,
@@ -2223,7 +2241,8 @@ pub mod predict_service_server {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DecideRequest {
-    /// A tabular model with a policy, as `name@alias` or `name/version`.
+    /// A tabular model with a policy, as `name@alias` or `name/version`, or a route. Without `x-routing-key` a route chooses
+    /// by `request_id`, where there is one.
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
     #[prost(map = "string, message", tag = "2")]
@@ -2283,6 +2302,9 @@ pub struct Decision {
     /// W3C trace id of the call that decided; empty when it was not traced.
     #[prost(string, tag = "15")]
     pub trace_id: ::prost::alloc::string::String,
+    /// Route it was asked for by; empty when by reference. `model`, `version` and `digest` say who decided.
+    #[prost(string, tag = "16")]
+    pub route: ::prost::alloc::string::String,
 }
 /// Why: one feature's share of the score.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2787,6 +2809,1090 @@ pub mod decision_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "verdict.predict.v1.DecisionService";
     impl<T> tonic::server::NamedService for DecisionServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadModelRequest {
+    /// `name@alias` or `name/version`.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadModelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<ServedModel>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnloadModelRequest {
+    /// As it is served: `name@alias` or `name/version`.
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnloadModelResponse {}
+/// Who answers under a name.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Route {
+    /// 1 to 63 letters, digits, '.', '\_' and '-', beginning with a letter or digit. Callers give it as `model`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Reference of the model that takes what challengers don't: `name@alias` or `name/version`.
+    #[prost(string, tag = "2")]
+    pub champion: ::prost::alloc::string::String,
+    /// At most 8, whose weights add up to at most 1.
+    #[prost(message, repeated, tag = "3")]
+    pub challengers: ::prost::alloc::vec::Vec<Challenger>,
+    /// At most 4.
+    #[prost(message, repeated, tag = "4")]
+    pub shadows: ::prost::alloc::vec::Vec<Shadow>,
+    /// Holds for each challenger; absent: nothing stops one.
+    #[prost(message, optional, tag = "5")]
+    pub guard: ::core::option::Option<Guard>,
+    #[prost(message, optional, tag = "6")]
+    pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "7")]
+    pub update_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Changes with every change of the route, those its guard makes included.
+    #[prost(string, tag = "8")]
+    pub etag: ::prost::alloc::string::String,
+}
+/// A model that takes a share of a route's calls.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Challenger {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Share of the calls, 0 to 1. The guard sets it to 0. While it is not warm the champion answers in its place.
+    #[prost(double, tag = "2")]
+    pub weight: f64,
+    /// Why the guard stopped it; empty while it did not. Not taken from requests.
+    #[prost(string, tag = "3")]
+    pub stopped_reason: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub stop_time: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// A model that sees copies of a route's calls. Its answers are compared with those that callers get, and dropped. It
+/// computes only what the processor has to spare; copies that don't fit its bounded queue are dropped. Generate is not
+/// copied.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Shadow {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Share of the calls that are copied, above 0 and at most 1; absent: all.
+    #[prost(double, optional, tag = "2")]
+    pub share: ::core::option::Option<f64>,
+}
+/// When a challenger is stopped: its weight becomes 0 and the reason is told. Judged over the newest `window` calls of
+/// each, once the challenger has answered `min_calls`.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct Guard {
+    /// Newest calls that count, 50 to 10000; 1000 when 0.
+    #[prost(uint32, tag = "1")]
+    pub window: u32,
+    /// 20 to `window`; 100 when 0.
+    #[prost(uint32, tag = "2")]
+    pub min_calls: u32,
+    /// How far the challenger's share of failed calls may be above the champion's, 0 to 1.
+    #[prost(double, optional, tag = "3")]
+    pub max_error_rate_increase: ::core::option::Option<f64>,
+    /// Most 99th percentile of the time an answer takes.
+    #[prost(message, optional, tag = "4")]
+    pub max_latency_p99: ::core::option::Option<::prost_types::Duration>,
+    /// Most times the champion's 99th percentile, above 0; judged once the champion has `min_calls` as well.
+    #[prost(double, optional, tag = "5")]
+    pub max_latency_p99_ratio: ::core::option::Option<f64>,
+    /// Most distance between the mean scores of challenger and champion (probabilities for Predict, Decide, Rerank and
+    /// Classify; the value for regression), above 0; judged once the champion has `min_calls` as well.
+    #[prost(double, optional, tag = "6")]
+    pub max_score_shift: ::core::option::Option<f64>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetRouteRequest {
+    /// `etag`, given, must be that of the route that stands (ABORTED, reason ETAG_MISMATCH); times are not taken.
+    #[prost(message, optional, tag = "1")]
+    pub route: ::core::option::Option<Route>,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Checked to the end, answered as if it had happened, and nothing changes.
+    #[prost(bool, tag = "3")]
+    pub validate_only: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetRouteResponse {
+    #[prost(message, optional, tag = "1")]
+    pub route: ::core::option::Option<Route>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRouteRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRouteResponse {
+    #[prost(message, optional, tag = "1")]
+    pub route: ::core::option::Option<Route>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRoutesRequest {
+    /// 1 to 1000; 100 when left 0.
+    #[prost(int32, tag = "1")]
+    pub page_size: i32,
+    /// From the previous answer.
+    #[prost(string, tag = "2")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRoutesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub routes: ::prost::alloc::vec::Vec<Route>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRouteRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// Given, it must be the route's (ABORTED, reason ETAG_MISMATCH).
+    #[prost(string, tag = "3")]
+    pub etag: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteRouteResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetRouteReportRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// How many of the newest pairs of each shadow to return, at most 256; 20 when 0.
+    #[prost(uint32, tag = "2")]
+    pub recent_pairs: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetRouteReportResponse {
+    #[prost(message, optional, tag = "1")]
+    pub route: ::core::option::Option<Route>,
+    /// The champion first, then the challengers in their order.
+    #[prost(message, repeated, tag = "2")]
+    pub targets: ::prost::alloc::vec::Vec<TargetReport>,
+    /// In the order of the shadows.
+    #[prost(message, repeated, tag = "3")]
+    pub shadows: ::prost::alloc::vec::Vec<ShadowReport>,
+}
+/// How a target does. Counted since this process started, or since the route has named it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TargetReport {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Share of the calls it gets now.
+    #[prost(double, tag = "2")]
+    pub weight: f64,
+    /// Calls it answered or failed.
+    #[prost(uint64, tag = "3")]
+    pub calls: u64,
+    #[prost(uint64, tag = "4")]
+    pub failed: u64,
+    /// Calls that were its and that the champion answered, because it was not warm.
+    #[prost(uint64, tag = "5")]
+    pub passed_over: u64,
+    /// Over the newest calls, as many as the guard's window says.
+    #[prost(uint32, tag = "6")]
+    pub window_calls: u32,
+    #[prost(double, tag = "7")]
+    pub error_rate: f64,
+    #[prost(double, tag = "8")]
+    pub latency_p50_ms: f64,
+    #[prost(double, tag = "9")]
+    pub latency_p99_ms: f64,
+    /// Mean of all scores in the window; absent where nothing was scored.
+    #[prost(double, optional, tag = "10")]
+    pub mean_score: ::core::option::Option<f64>,
+    /// Why the guard stopped it; empty while it did not.
+    #[prost(string, tag = "11")]
+    pub stopped_reason: ::prost::alloc::string::String,
+}
+/// How a shadow's answers differ from those that callers got. A difference is that of two scores; of two vectors it is 1
+/// less their cosine. Where an answer has several, each counts.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShadowReport {
+    #[prost(string, tag = "1")]
+    pub reference: ::prost::alloc::string::String,
+    /// Copies made for it.
+    #[prost(uint64, tag = "2")]
+    pub copied: u64,
+    /// Copies that were not made because it was behind.
+    #[prost(uint64, tag = "3")]
+    pub dropped: u64,
+    /// Copies it failed, those included whose answer has another shape.
+    #[prost(uint64, tag = "4")]
+    pub failed: u64,
+    /// Copies whose answers were compared.
+    #[prost(uint64, tag = "5")]
+    pub compared: u64,
+    /// Differences in all.
+    #[prost(uint64, tag = "6")]
+    pub differences: u64,
+    #[prost(double, tag = "7")]
+    pub mean_absolute_difference: f64,
+    #[prost(double, tag = "8")]
+    pub max_absolute_difference: f64,
+    /// Mean of the signed differences, shadow less primary: where it leans.
+    #[prost(double, tag = "9")]
+    pub mean_difference: f64,
+    /// Quantiles of the newest 4096 absolute differences.
+    #[prost(double, tag = "10")]
+    pub absolute_difference_p50: f64,
+    #[prost(double, tag = "11")]
+    pub absolute_difference_p90: f64,
+    #[prost(double, tag = "12")]
+    pub absolute_difference_p99: f64,
+    /// Newest first; of an answer with several the pair that differs most.
+    #[prost(message, repeated, tag = "13")]
+    pub recent: ::prost::alloc::vec::Vec<ShadowPair>,
+    /// Why the last copy that failed did; empty where none did.
+    #[prost(string, tag = "14")]
+    pub last_failure: ::prost::alloc::string::String,
+}
+/// What was answered, and what the shadow would have answered.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShadowPair {
+    #[prost(message, optional, tag = "1")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Whose answer the caller got.
+    #[prost(string, tag = "2")]
+    pub primary: ::prost::alloc::string::String,
+    /// Scores; absent where vectors were compared.
+    #[prost(double, optional, tag = "3")]
+    pub primary_score: ::core::option::Option<f64>,
+    #[prost(double, optional, tag = "4")]
+    pub shadow_score: ::core::option::Option<f64>,
+    #[prost(double, tag = "5")]
+    pub absolute_difference: f64,
+    /// Position of the input in the call.
+    #[prost(uint32, tag = "6")]
+    pub index: u32,
+}
+/// Generated client implementations.
+pub mod serving_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What this process serves, and who answers under which name. Changes hold for this process and survive its restarts.
+    ///
+    /// A route is a name that callers use as `model`: its champion answers, challengers take their share of the calls,
+    /// shadows see copies and answer nobody. Calls choose by the metadata `x-routing-key`: equal keys get the same target for
+    /// as long as weights stand; without a key the choice is by chance. `served_by` says which version answered.
+    ///
+    /// Mutations take a `request_id` (any string up to 128 bytes): repeating a call with the same id and the same content
+    /// returns the first answer and changes nothing; the same id with other content is ALREADY_EXISTS, reason
+    /// REQUEST_ID_REUSED. The newest 1000 are remembered, until this process ends. Errors carry `google.rpc.ErrorInfo` with a
+    /// stable `reason` and domain "verdict", and `BadRequest` for the fields at fault.
+    #[derive(Debug, Clone)]
+    pub struct ServingServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ServingServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ServingServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ServingServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ServingServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Begins to serve a version, and follows its alias from then on. Answers when it serves; FAILED_PRECONDITION (reason
+        /// MODEL_NOT_LOADED) when it can't be resolved, fetched, verified, loaded or warmed up: then nothing has changed.
+        /// UNAVAILABLE (reason REGISTRY_UNAVAILABLE) when the registry doesn't answer and it's not in the cache. Loading goes on
+        /// when the caller stops waiting. What is served already is answered at once.
+        pub async fn load_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LoadModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LoadModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/LoadModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.ServingService", "LoadModel"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Stops serving a reference; calls in flight end on it. NOT_FOUND (reason MODEL_NOT_SERVED) when it is not served,
+        /// FAILED_PRECONDITION (reason MODEL_IN_ROUTE) while a route names it. What the configuration names comes back with the
+        /// next start.
+        pub async fn unload_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnloadModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnloadModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/UnloadModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.ServingService", "UnloadModel"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes or replaces a route; everything it names must be served (NOT_FOUND, reason MODEL_NOT_SERVED). What was counted
+        /// of targets whose reference stays is kept; a challenger that its guard had stopped starts anew.
+        pub async fn set_route(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetRouteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetRouteResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/SetRoute",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.ServingService", "SetRoute"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns a route. NOT_FOUND (reason ROUTE_NOT_FOUND) when there is none.
+        pub async fn get_route(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRouteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRouteResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/GetRoute",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.ServingService", "GetRoute"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists routes by name, in pages.
+        pub async fn list_routes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRoutesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRoutesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/ListRoutes",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.ServingService", "ListRoutes"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a route; what it named is served on. NOT_FOUND (reason ROUTE_NOT_FOUND) when there is none.
+        pub async fn delete_route(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteRouteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRouteResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/DeleteRoute",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("verdict.predict.v1.ServingService", "DeleteRoute"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says how the targets of a route do: their calls, what the guards see, how shadows differ.
+        pub async fn get_route_report(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetRouteReportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRouteReportResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/verdict.predict.v1.ServingService/GetRouteReport",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "verdict.predict.v1.ServingService",
+                        "GetRouteReport",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod serving_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ServingServiceServer.
+    #[async_trait]
+    pub trait ServingService: std::marker::Send + std::marker::Sync + 'static {
+        /// Begins to serve a version, and follows its alias from then on. Answers when it serves; FAILED_PRECONDITION (reason
+        /// MODEL_NOT_LOADED) when it can't be resolved, fetched, verified, loaded or warmed up: then nothing has changed.
+        /// UNAVAILABLE (reason REGISTRY_UNAVAILABLE) when the registry doesn't answer and it's not in the cache. Loading goes on
+        /// when the caller stops waiting. What is served already is answered at once.
+        async fn load_model(
+            &self,
+            request: tonic::Request<super::LoadModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LoadModelResponse>,
+            tonic::Status,
+        >;
+        /// Stops serving a reference; calls in flight end on it. NOT_FOUND (reason MODEL_NOT_SERVED) when it is not served,
+        /// FAILED_PRECONDITION (reason MODEL_IN_ROUTE) while a route names it. What the configuration names comes back with the
+        /// next start.
+        async fn unload_model(
+            &self,
+            request: tonic::Request<super::UnloadModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnloadModelResponse>,
+            tonic::Status,
+        >;
+        /// Makes or replaces a route; everything it names must be served (NOT_FOUND, reason MODEL_NOT_SERVED). What was counted
+        /// of targets whose reference stays is kept; a challenger that its guard had stopped starts anew.
+        async fn set_route(
+            &self,
+            request: tonic::Request<super::SetRouteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetRouteResponse>,
+            tonic::Status,
+        >;
+        /// Returns a route. NOT_FOUND (reason ROUTE_NOT_FOUND) when there is none.
+        async fn get_route(
+            &self,
+            request: tonic::Request<super::GetRouteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRouteResponse>,
+            tonic::Status,
+        >;
+        /// Lists routes by name, in pages.
+        async fn list_routes(
+            &self,
+            request: tonic::Request<super::ListRoutesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRoutesResponse>,
+            tonic::Status,
+        >;
+        /// Deletes a route; what it named is served on. NOT_FOUND (reason ROUTE_NOT_FOUND) when there is none.
+        async fn delete_route(
+            &self,
+            request: tonic::Request<super::DeleteRouteRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteRouteResponse>,
+            tonic::Status,
+        >;
+        /// Says how the targets of a route do: their calls, what the guards see, how shadows differ.
+        async fn get_route_report(
+            &self,
+            request: tonic::Request<super::GetRouteReportRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetRouteReportResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What this process serves, and who answers under which name. Changes hold for this process and survive its restarts.
+    ///
+    /// A route is a name that callers use as `model`: its champion answers, challengers take their share of the calls,
+    /// shadows see copies and answer nobody. Calls choose by the metadata `x-routing-key`: equal keys get the same target for
+    /// as long as weights stand; without a key the choice is by chance. `served_by` says which version answered.
+    ///
+    /// Mutations take a `request_id` (any string up to 128 bytes): repeating a call with the same id and the same content
+    /// returns the first answer and changes nothing; the same id with other content is ALREADY_EXISTS, reason
+    /// REQUEST_ID_REUSED. The newest 1000 are remembered, until this process ends. Errors carry `google.rpc.ErrorInfo` with a
+    /// stable `reason` and domain "verdict", and `BadRequest` for the fields at fault.
+    #[derive(Debug)]
+    pub struct ServingServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ServingServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ServingServiceServer<T>
+    where
+        T: ServingService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/verdict.predict.v1.ServingService/LoadModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct LoadModelSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::LoadModelRequest>
+                    for LoadModelSvc<T> {
+                        type Response = super::LoadModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LoadModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::load_model(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LoadModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.ServingService/UnloadModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnloadModelSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::UnloadModelRequest>
+                    for UnloadModelSvc<T> {
+                        type Response = super::UnloadModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnloadModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::unload_model(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnloadModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.ServingService/SetRoute" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetRouteSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::SetRouteRequest>
+                    for SetRouteSvc<T> {
+                        type Response = super::SetRouteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetRouteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::set_route(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetRouteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.ServingService/GetRoute" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRouteSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::GetRouteRequest>
+                    for GetRouteSvc<T> {
+                        type Response = super::GetRouteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRouteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::get_route(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRouteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.ServingService/ListRoutes" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRoutesSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::ListRoutesRequest>
+                    for ListRoutesSvc<T> {
+                        type Response = super::ListRoutesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRoutesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::list_routes(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRoutesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.ServingService/DeleteRoute" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteRouteSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::DeleteRouteRequest>
+                    for DeleteRouteSvc<T> {
+                        type Response = super::DeleteRouteResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteRouteRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::delete_route(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteRouteSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/verdict.predict.v1.ServingService/GetRouteReport" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetRouteReportSvc<T: ServingService>(pub Arc<T>);
+                    impl<
+                        T: ServingService,
+                    > tonic::server::UnaryService<super::GetRouteReportRequest>
+                    for GetRouteReportSvc<T> {
+                        type Response = super::GetRouteReportResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetRouteReportRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ServingService>::get_route_report(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetRouteReportSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ServingServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "verdict.predict.v1.ServingService";
+    impl<T> tonic::server::NamedService for ServingServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

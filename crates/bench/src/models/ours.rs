@@ -24,8 +24,10 @@ use super::Work;
 const EMBEDDER: &str = "embedder@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
 pub(crate) const GENERATOR: &str = "generator@champion";
+/// The first tree of the credit-risk model, for what a call costs besides the model.
+pub(super) const ONE_TREE: &str = "one-tree@champion";
 /// Columns of the credit-risk model.
-const COLUMNS: usize = 20;
+pub(super) const COLUMNS: usize = 20;
 
 /// A registry and a predict with the models of the benchmarks; dropped, they are killed.
 pub(crate) struct Stack {
@@ -40,9 +42,13 @@ impl Stack {
         let credit = demo_data.join("credit-risk");
         let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
         let embedder = models::dir("all-MiniLM-L6-v2");
+        let data = tempfile::tempdir()?;
+        let smallest = data.path().join("one-tree");
+        one_tree(&credit.join("1/model.json"), &smallest)?;
         let published = [
             (EMBEDDER, Task::TextEmbedding, embedder, None),
             (CREDIT_RISK, Task::TabularClassification, credit.join("1"), Some(signature)),
+            (ONE_TREE, Task::TabularClassification, smallest, None),
         ];
         Self::with(bin_dir, published, ("PREDICT_WORKERS", workers)).await
     }
@@ -87,6 +93,8 @@ impl Stack {
                 ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
                 ("PREDICT_DATA_DIR", below("predict")),
                 ("PREDICT_MODELS", references),
+                // The same texts come again and again: what is measured is the work.
+                ("PREDICT_RESPONSE_CACHE_BYTES", "0".to_owned()),
                 (setting, value.to_string()),
                 ("REGISTRY_URL", format!("http://{registry}")),
             ],
@@ -120,9 +128,26 @@ impl Stack {
         Ok(items / seconds)
     }
 
+    pub(super) fn url(&self) -> &str {
+        &self.predict
+    }
+
     pub(crate) fn channel(&self) -> Result<Channel> {
         client::connect(&self.predict)
     }
+}
+
+/// Writes the model at `from` with its first tree alone.
+fn one_tree(from: &Path, dir: &Path) -> Result<()> {
+    let mut model: serde_json::Value = serde_json::from_slice(&std::fs::read(from)?)?;
+    let trees = &mut model["learner"]["gradient_booster"]["model"];
+    trees["trees"].as_array_mut().context("the model has no trees")?.truncate(1);
+    trees["tree_info"].as_array_mut().context("the model has no tree_info")?.truncate(1);
+    trees["iteration_indptr"] = serde_json::json!([0, 1]);
+    trees["gbtree_model_param"]["num_trees"] = "1".into();
+    std::fs::create_dir(dir)?;
+    std::fs::write(dir.join("model.json"), serde_json::to_vec(&model)?)?;
+    Ok(())
 }
 
 async fn publish_one(

@@ -17,13 +17,19 @@ pub(crate) struct Round {
 
 /// Runs the peer of `work` for one round of `seconds`.
 pub(crate) fn measure(program: &Path, work: Work, threads: usize, seconds: f64) -> Result<Round> {
-    let mut command = Command::new(program);
     match work {
         Work::Embed { batch, tokens } => {
-            command.args(["embed", "--batch", &batch.to_string(), "--tokens", &tokens.to_string()])
+            let (batch, tokens) = (batch.to_string(), tokens.to_string());
+            ask(program, &["embed", "--batch", &batch, "--tokens", &tokens], threads, seconds)
         }
-        Work::Predict { rows } => command.args(["predict", "--rows", &rows.to_string()]),
-    };
+        Work::Predict { rows } => ask(program, &["predict", "--rows", &rows.to_string()], threads, seconds),
+    }
+}
+
+/// Runs the peer with these arguments for one round of `seconds`.
+pub(super) fn ask(program: &Path, arguments: &[&str], threads: usize, seconds: f64) -> Result<Round> {
+    let mut command = Command::new(program);
+    command.args(arguments);
     command.args(["--threads", &threads.to_string(), "--seconds", &seconds.to_string(), "--runs", "1"]);
     let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
     ensure!(output.status.success(), "{}: {}", program.display(), String::from_utf8_lossy(&output.stderr));

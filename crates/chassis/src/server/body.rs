@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
@@ -17,16 +18,19 @@ use crate::status;
 
 const PREFIX: usize = 5;
 
-/// A request body whose messages are at most `limit` bytes; a longer one is refused by its prefix, before it arrives.
+/// A request body whose messages are at most `limit` bytes; a longer one is refused by its prefix, before it arrives,
+/// and after those before it.
 pub(crate) struct Incoming {
     inner: Body,
     messages: Messages,
+    /// What comes after the last good bytes.
+    refused: Option<Status>,
     progress: Progress,
 }
 
 impl Incoming {
     pub(crate) fn new(inner: Body, limit: usize, progress: Progress) -> Self {
-        Self { inner, messages: Messages { limit, prefix: [0; PREFIX], have: 0, left: 0 }, progress }
+        Self { inner, messages: Messages { limit, prefix: [0; PREFIX], have: 0, left: 0 }, refused: None, progress }
     }
 }
 
@@ -35,24 +39,34 @@ impl http_body::Body for Incoming {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(status) = self.refused.take() {
+            return Poll::Ready(Some(Err(status)));
+        }
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         self.progress.mark();
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
-            && let Err(status) = self.messages.pass(data)
+            && let Err((good, status)) = self.messages.pass(data)
         {
             self.inner = Body::empty();
-            return Poll::Ready(Some(Err(status)));
+            if good == 0 {
+                return Poll::Ready(Some(Err(status)));
+            }
+            self.refused = Some(status);
+            return Poll::Ready(Some(Ok(Frame::data(data.slice(..good)))));
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.refused.is_none() && self.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match self.refused {
+            Some(_) => SizeHint::default(),
+            None => self.inner.size_hint(),
+        }
     }
 }
 
@@ -65,8 +79,9 @@ struct Messages {
 }
 
 impl Messages {
-    fn pass(&mut self, data: &Bytes) -> Result<(), Status> {
-        let mut data = &data[..];
+    /// Follows `all`; the error says how many bytes of it there are before the prefix of a message that is too long.
+    fn pass(&mut self, all: &Bytes) -> Result<(), (usize, Status)> {
+        let mut data = &all[..];
         while !data.is_empty() {
             let skipped = self.left.min(data.len());
             data.advance(skipped);
@@ -87,7 +102,8 @@ impl Messages {
                         "a message of {} bytes is over the limit of {} bytes; send less at once, or raise --max-message-bytes",
                         self.left, self.limit
                     );
-                    return Err(status::out_of_range("MESSAGE_TOO_LARGE", message));
+                    let good = (all.len() - data.len()).saturating_sub(PREFIX);
+                    return Err((good, status::out_of_range("MESSAGE_TOO_LARGE", message)));
                 }
             }
         }
@@ -100,19 +116,22 @@ pub(crate) struct Answer {
     inner: Body,
     call: Option<Call>,
     context: RequestContext,
-    deadline: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Answer {
     pub(crate) fn new(inner: Body, call: Call, context: RequestContext) -> Self {
-        let deadline = context.deadline.map(|deadline| Box::pin(sleep_until(deadline.into())));
-        Self { inner, call: Some(call), context, deadline }
+        Self { inner, call: Some(call), context, timer: None }
     }
 
     fn end(&mut self, code: Code) {
         if let Some(call) = self.call.take() {
             call.end(code);
         }
+    }
+
+    fn late(&mut self) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.fail(&status::deadline_exceeded("DEADLINE_EXCEEDED", "the answer did not end before the deadline"))
     }
 
     /// Ends the stream with trailers of our own.
@@ -131,11 +150,9 @@ impl http_body::Body for Answer {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         let Some(call) = &this.call else { return Poll::Ready(None) };
-        if let Some(deadline) = &mut this.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            let status = status::deadline_exceeded("DEADLINE_EXCEEDED", "the answer did not end before the deadline");
-            return this.fail(&status);
+        // The timer is set only where there is something to wait for: what is ready costs a look at the clock.
+        if this.context.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return this.late();
         }
         let inner = Pin::new(&mut this.inner);
         let polled = call
@@ -143,7 +160,12 @@ impl http_body::Body for Answer {
             .in_scope(|| context::enter(&this.context, || catch_unwind(AssertUnwindSafe(|| inner.poll_frame(cx)))));
         // The panic hook has logged it, inside the span of this call.
         let Ok(polled) = polled else { return this.fail(&status::internal_unlogged()) };
-        let frame = ready!(polled);
+        let Poll::Ready(frame) = polled else {
+            let Some(deadline) = this.context.deadline else { return Poll::Pending };
+            let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline.into())));
+            ready!(timer.as_mut().poll(cx));
+            return this.late();
+        };
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
@@ -200,8 +222,20 @@ mod tests {
         let bytes = framed(&[3, 11]);
         for step in 1..bytes.len() {
             let mut messages = messages(10);
-            let refused = bytes.chunks(step).any(|piece| messages.pass(&Bytes::copy_from_slice(piece)).is_err());
+            let mut good = 0;
+            let refused = bytes.chunks(step).any(|piece| match messages.pass(&Bytes::copy_from_slice(piece)) {
+                Ok(()) => {
+                    good += piece.len();
+                    false
+                }
+                Err((more, _)) => {
+                    good += more;
+                    true
+                }
+            });
             assert!(refused, "in pieces of {step}");
+            // The first message is whole, and of the second there is at most a part of its prefix.
+            assert!((PREFIX + 3..2 * PREFIX + 3).contains(&good), "{good} in pieces of {step}");
         }
     }
 }

@@ -7,6 +7,8 @@ use anyhow::Context;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 
+use crate::metrics::CallMeters;
+
 /// One method of a contract.
 #[derive(Clone, Debug)]
 pub(crate) struct Method {
@@ -18,6 +20,7 @@ pub(crate) struct Method {
     pub(crate) streams_out: bool,
     /// Health and reflection answer even when the concurrency limit is reached.
     pub(crate) unlimited: bool,
+    pub(crate) meters: Arc<CallMeters>,
 }
 
 /// Methods by path; every path outside the contracts is the one called `unknown`, whoever invents it.
@@ -40,15 +43,18 @@ impl Methods {
                     };
                     for method in &service.method {
                         let name = format!("{service_name}/{}", method.name());
+                        let method_name: Arc<str> = method.name().into();
+                        let meters = CallMeters::new(Arc::clone(&service_name), Arc::clone(&method_name));
                         by_path.insert(
                             format!("/{name}"),
                             Method {
                                 name: name.into(),
                                 service: Arc::clone(&service_name),
-                                method: method.name().into(),
+                                method: method_name,
                                 streams_in: method.client_streaming(),
                                 streams_out: method.server_streaming(),
                                 unlimited: service_name.starts_with("grpc."),
+                                meters: Arc::new(meters),
                             },
                         );
                     }
@@ -59,6 +65,7 @@ impl Methods {
         let unknown = Method {
             name: Arc::clone(&unknown),
             service: Arc::clone(&unknown),
+            meters: Arc::new(CallMeters::new(Arc::clone(&unknown), Arc::clone(&unknown))),
             method: unknown,
             streams_in: false,
             streams_out: false,

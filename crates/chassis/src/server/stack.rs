@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use http::{Request, Response};
-use metrics::{SharedString, gauge, histogram};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tonic::service::Routes;
@@ -17,7 +16,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Span, debug, error_span, info};
 
 use crate::context::{self, RequestContext};
-use crate::metrics::{CALL_DURATION, IN_FLIGHT};
+use crate::metrics::CallMeters;
 use crate::server::ServerConfig;
 use crate::server::body::{Answer, Incoming};
 use crate::server::methods::{Method, Methods};
@@ -192,8 +191,7 @@ fn span(method: &Method, request_id: &str, request: &Request<Body>) -> Span {
 ///
 /// Dropped without [`Call::end`] it was cancelled: the caller left, or the server cut it.
 pub(crate) struct Call {
-    service: SharedString,
-    method: SharedString,
+    meters: Arc<CallMeters>,
     started: Instant,
     pub(crate) span: Span,
     seat: Option<OwnedSemaphorePermit>,
@@ -202,10 +200,9 @@ pub(crate) struct Call {
 
 impl Call {
     fn begin(method: &Method, span: Span) -> Self {
-        let service = SharedString::from(Arc::clone(&method.service));
-        gauge!(IN_FLIGHT, "service" => service.clone()).increment(1.0);
-        let method = SharedString::from(Arc::clone(&method.method));
-        Self { service, method, started: Instant::now(), span, seat: None, code: Code::Cancelled }
+        let meters = Arc::clone(&method.meters);
+        meters.in_flight().increment(1.0);
+        Self { meters, started: Instant::now(), span, seat: None, code: Code::Cancelled }
     }
 
     pub(crate) fn end(mut self, code: Code) {
@@ -218,9 +215,8 @@ impl Drop for Call {
         self.seat = None;
         let took = self.started.elapsed();
         let code = name(self.code);
-        gauge!(IN_FLIGHT, "service" => self.service.clone()).decrement(1.0);
-        histogram!(CALL_DURATION, "service" => self.service.clone(), "method" => self.method.clone(), "code" => code)
-            .record(took.as_secs_f64());
+        self.meters.in_flight().decrement(1.0);
+        self.meters.duration(self.code as usize, code).record(took.as_secs_f64());
         self.span.record("rpc.grpc.status_code", self.code as i32);
         if matches!(
             self.code,

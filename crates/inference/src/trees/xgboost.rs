@@ -1,40 +1,23 @@
-//! XGBoost's JSON: checked, and laid out for walking.
+//! XGBoost's models, from JSON and UBJSON: the same content in two notations.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
 
-use crate::LoadError;
+use super::ensemble::Ensemble;
+use super::forest::{Forest, MAX_FEATURES, MAX_OUTPUTS, RawNode, RawTree, Test};
+use super::link::Link;
+use super::problem::{Problem, Result, malformed, unsupported};
+use super::sets::Members;
+use super::steps::Steps;
+use super::{Core, Kind, Parsed, counted_classes, ubjson};
 
-use super::{MIRROR, Node, Tree, TreeEnsemble, shap};
-
-/// Trees deeper than this are refused: explaining a row takes time and memory with the square of the depth.
-const MAX_DEPTH: u32 = 256;
-const MAX_FEATURES: usize = 1 << 20;
-const MAX_NODES: usize = 1 << 28;
-
-pub(super) enum Problem {
-    Malformed(String),
-    Unsupported(String),
-}
-
-impl Problem {
-    pub(super) fn in_file(self, file: &Path) -> LoadError {
-        match self {
-            Self::Malformed(problem) => LoadError::malformed(file, problem),
-            Self::Unsupported(problem) => LoadError::unsupported(file, problem),
-        }
-    }
-}
-
-fn malformed<T>(problem: impl Into<String>) -> Result<T, Problem> {
-    Err(Problem::Malformed(problem.into()))
-}
-
-fn unsupported<T>(problem: impl Into<String>) -> Result<T, Problem> {
-    Err(Problem::Unsupported(problem.into()))
-}
+/// Categories above this are no categories: an `f32` cannot count them.
+const MAX_CATEGORY: i64 = 1 << 24;
+/// Words of all sets of a model together.
+const MAX_SET_WORDS: usize = 1 << 24;
 
 // What other boosters and objectives leave out has a default, so that their names can be read and refused.
 #[derive(Deserialize)]
@@ -69,10 +52,15 @@ struct Objective {
 #[derive(Deserialize)]
 struct Parameters {
     base_score: String,
+    #[serde(default = "zero")]
     num_class: String,
     num_feature: String,
     #[serde(default = "one")]
     num_target: String,
+}
+
+fn zero() -> String {
+    "0".into()
 }
 
 fn one() -> String {
@@ -83,23 +71,35 @@ fn one() -> String {
 struct Booster {
     name: String,
     #[serde(default)]
-    model: Forest,
+    model: Trees,
+    /// The trees of `dart`.
+    gbtree: Option<Inner>,
+    /// What each tree of `dart` counts.
+    #[serde(default)]
+    weight_drop: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Inner {
+    model: Trees,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Forest {
-    gbtree_model_param: ForestParameters,
+struct Trees {
+    gbtree_model_param: TreesParameters,
     trees: Vec<JsonTree>,
+    /// The output of each tree.
+    tree_info: Vec<i64>,
 }
 
 #[derive(Deserialize)]
-struct ForestParameters {
+struct TreesParameters {
     #[serde(default = "one")]
     num_parallel_tree: String,
 }
 
-impl Default for ForestParameters {
+impl Default for TreesParameters {
     fn default() -> Self {
         Self { num_parallel_tree: one() }
     }
@@ -108,84 +108,191 @@ impl Default for ForestParameters {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct JsonTree {
-    left_children: Vec<i32>,
-    right_children: Vec<i32>,
+    tree_param: TreeParameters,
+    left_children: Vec<i64>,
+    right_children: Vec<i64>,
     split_indices: Vec<i64>,
     split_conditions: Vec<f32>,
     split_type: Vec<u8>,
     default_left: Vec<Flag>,
     sum_hessian: Vec<f32>,
+    /// The categories that go right, one node after the other.
+    categories: Vec<i64>,
+    categories_nodes: Vec<i64>,
+    categories_segments: Vec<i64>,
+    categories_sizes: Vec<i64>,
+}
+
+#[derive(Deserialize)]
+struct TreeParameters {
+    #[serde(default = "one")]
+    size_leaf_vector: String,
+}
+
+impl Default for TreeParameters {
+    fn default() -> Self {
+        Self { size_leaf_vector: one() }
+    }
 }
 
 /// A truth value: a number since XGBoost 1.6, a boolean before.
-#[derive(Deserialize, Clone, Copy)]
-#[serde(untagged)]
-enum Flag {
-    Boolean(bool),
-    Number(u8),
-}
+#[derive(Clone, Copy)]
+struct Flag(bool);
 
-impl Flag {
-    fn is_set(self) -> bool {
-        matches!(self, Self::Boolean(true) | Self::Number(1..))
+impl<'de> Deserialize<'de> for Flag {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = Flag;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a boolean, 0 or 1")
+            }
+
+            fn visit_bool<E: Error>(self, value: bool) -> std::result::Result<Flag, E> {
+                Ok(Flag(value))
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> std::result::Result<Flag, E> {
+                Ok(Flag(value != 0))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> std::result::Result<Flag, E> {
+                Ok(Flag(value != 0))
+            }
+        }
+        deserializer.deserialize_any(Either)
     }
 }
 
-pub(super) fn parse(bytes: &[u8]) -> Result<TreeEnsemble, Problem> {
-    let Model { learner } = serde_json::from_slice(bytes).map_err(|error| Problem::Malformed(error.to_string()))?;
-    let Learner {
-        attributes: Attributes { best_iteration },
-        feature_names,
-        gradient_booster: Booster { name: booster, model },
-        learner_model_param,
-        objective,
-    } = learner;
+pub(super) fn json(bytes: &[u8]) -> Result<Parsed> {
+    build(serde_json::from_slice(bytes).map_err(|error| Problem::Malformed(error.to_string()))?)
+}
+
+pub(super) fn ubjson(bytes: &[u8]) -> Result<Parsed> {
+    build(ubjson::from_slice(bytes).map_err(|error| Problem::Malformed(error.to_string()))?)
+}
+
+fn build(Model { learner }: Model) -> Result<Parsed> {
+    let Learner { attributes, feature_names, gradient_booster, learner_model_param, objective } = learner;
+    let Booster { name: booster, model, gbtree, weight_drop } = gradient_booster;
+    let (mut model, weights) = match (booster.as_str(), gbtree) {
+        ("gbtree", _) => (model, Vec::new()),
+        ("dart", Some(Inner { model })) => (model, weight_drop),
+        ("dart", None) => return malformed("booster `dart` without `gbtree`"),
+        _ => return unsupported(format!("booster `{booster}`; supported: `gbtree` and `dart`")),
+    };
     let Parameters { base_score, num_class, num_feature, num_target } = learner_model_param;
-    if booster != "gbtree" {
-        return unsupported(format!("booster `{booster}`; supported: `gbtree`"));
+    let count = |name: &str, text: &str| match text.parse::<usize>() {
+        Ok(count) if count <= MAX_OUTPUTS => Ok(count),
+        _ => malformed(format!("{name} is `{text}`, expected a number up to {MAX_OUTPUTS}")),
+    };
+    let (classes, targets) = (count("num_class", &num_class)?, count("num_target", &num_target)?);
+    if classes > 1 && targets > 1 {
+        return unsupported(format!("{classes} classes and {targets} targets together"));
     }
-    if objective.name != "binary:logistic" {
-        return unsupported(format!("objective `{}`; supported: `binary:logistic`", objective.name));
-    }
-    if !matches!(num_class.as_str(), "0" | "1") || num_target != "1" {
-        return unsupported(format!("{num_class} classes and {num_target} targets; supported: one output"));
-    }
-    if let Some(best) = best_iteration {
-        uses_every_round(&best, &model)?;
+    let outputs = classes.max(targets).max(1);
+    let meaning = Meaning::of(&objective.name, outputs)?;
+    if let Some(best) = &attributes.best_iteration
+        && booster == "gbtree"
+    {
+        uses_every_round(best, &model, outputs)?;
     }
     let (width, names) = features(&num_feature, feature_names)?;
-    let base = base(&base_score)?;
-    let mut ensemble = TreeEnsemble {
-        width,
-        names,
-        base,
-        trees: Vec::with_capacity(model.trees.len()),
-        nodes: Vec::new(),
-        covers: Vec::new(),
-        expected: 0.0,
-    };
-    let mut expected = f64::from(base);
-    for (number, tree) in model.trees.iter().enumerate() {
-        let mean = lay_out(tree, &mut ensemble).map_err(|problem| match problem {
-            Problem::Malformed(problem) => Problem::Malformed(format!("tree {number}: {problem}")),
-            Problem::Unsupported(problem) => Problem::Unsupported(format!("tree {number}: {problem}")),
-        })?;
-        expected += mean;
+    let base = base(&base_score, outputs, meaning.base)?;
+    if !weights.is_empty() && weights.len() != model.trees.len() {
+        return malformed(format!("{} entries in weight_drop for {} trees", weights.len(), model.trees.len()));
     }
-    ensemble.expected = expected as f32;
-    Ok(ensemble)
+    if !model.tree_info.is_empty() && model.tree_info.len() != model.trees.len() {
+        return malformed(format!("{} entries in tree_info for {} trees", model.tree_info.len(), model.trees.len()));
+    }
+    let mut forest = Forest::new(width, base)?;
+    let mut words = 0;
+    for (number, tree) in std::mem::take(&mut model.trees).into_iter().enumerate() {
+        let output = match model.tree_info.get(number) {
+            Some(output) => usize::try_from(*output).ok().filter(|output| *output < outputs),
+            None => Some(number % outputs),
+        };
+        let weight = weights.get(number).copied().unwrap_or(1.0);
+        let pushed = match output {
+            Some(output) => raw(&tree, output, weight, &mut words).and_then(|tree| forest.push(tree)),
+            None => malformed(format!("tree_info is {:?}, expected an output of {outputs}", model.tree_info[number])),
+        };
+        pushed.map_err(|problem| problem.at(format_args!("tree {number}")))?;
+    }
+    let Meaning { link, kind, .. } = meaning;
+    let classes = match kind {
+        Kind::BinaryClassification => counted_classes(2),
+        Kind::MulticlassClassification => counted_classes(outputs),
+        Kind::Regression | Kind::Ranking => Vec::new(),
+    };
+    let core = Core::Single(Ensemble::new(forest));
+    Ok(Parsed { names, steps: Steps::new(width)?, core, link, kind, objective: objective.name, classes })
+}
+
+/// What an objective makes of margins.
+struct Meaning {
+    link: Link,
+    kind: Kind,
+    base: Base,
+}
+
+/// How the base score becomes a margin.
+#[derive(Clone, Copy, PartialEq)]
+enum Base {
+    Identity,
+    Logit,
+    Log,
+}
+
+impl Meaning {
+    fn of(objective: &str, outputs: usize) -> Result<Self> {
+        let sigmoid = Link::Sigmoid { slope: 1.0 };
+        let (link, kind, base) = match objective {
+            "binary:logistic" => (sigmoid, Kind::BinaryClassification, Base::Logit),
+            "binary:logitraw" => (Link::Identity, Kind::BinaryClassification, Base::Identity),
+            "binary:hinge" => (Link::Hinge, Kind::BinaryClassification, Base::Identity),
+            "reg:logistic" => (sigmoid, Kind::Regression, Base::Logit),
+            // `multi:softmax` names the most probable class; the probabilities say more.
+            "multi:softprob" | "multi:softmax" => (Link::Softmax, Kind::MulticlassClassification, Base::Identity),
+            "reg:squarederror"
+            | "reg:linear"
+            | "reg:squaredlogerror"
+            | "reg:pseudohubererror"
+            | "reg:absoluteerror"
+            | "reg:quantileerror"
+            | "reg:expectileerror" => (Link::Identity, Kind::Regression, Base::Identity),
+            "count:poisson" | "reg:gamma" | "reg:tweedie" | "survival:cox" | "survival:aft" => {
+                (Link::Exp, Kind::Regression, Base::Log)
+            }
+            "rank:pairwise" | "rank:ndcg" | "rank:map" => (Link::Identity, Kind::Ranking, Base::Identity),
+            _ => {
+                return unsupported(format!(
+                    "objective `{objective}`; supported: binary:*, multi:*, reg:*, count:poisson, survival:* and rank:* \
+                     as XGBoost 3 names them"
+                ));
+            }
+        };
+        if kind == Kind::BinaryClassification && outputs > 1 {
+            return unsupported(format!("objective `{objective}` with {outputs} targets; supported: one"));
+        }
+        if kind == Kind::MulticlassClassification && outputs < 2 {
+            return malformed(format!("objective `{objective}` with {outputs} classes"));
+        }
+        Ok(Self { link, kind, base })
+    }
 }
 
 /// Refuses a forest that has more rounds than its own predictions use: scikit-learn's, where training stopped early.
-fn uses_every_round(best: &str, forest: &Forest) -> Result<(), Problem> {
+fn uses_every_round(best: &str, model: &Trees, outputs: usize) -> Result<()> {
     let Ok(best) = best.parse::<u32>() else {
         return malformed(format!("best_iteration is `{best}`, expected the number of a round"));
     };
-    let trees = match forest.gbtree_model_param.num_parallel_tree.parse::<usize>() {
-        Ok(trees @ 1..) => trees,
-        _ => return malformed(format!("num_parallel_tree is `{}`", forest.gbtree_model_param.num_parallel_tree)),
+    let trees = match model.gbtree_model_param.num_parallel_tree.parse::<usize>() {
+        Ok(trees @ 1..=0xffff_ffff) => trees * outputs,
+        _ => return malformed(format!("num_parallel_tree is `{}`", model.gbtree_model_param.num_parallel_tree)),
     };
-    let (rounds, used) = (forest.trees.len() / trees, best as usize + 1);
+    let (rounds, used) = (model.trees.len() / trees, best as usize + 1);
     if used < rounds {
         return unsupported(format!("the model has {rounds} rounds but stopped at {best}; publish booster[:{used}]"));
     }
@@ -193,7 +300,7 @@ fn uses_every_round(best: &str, forest: &Forest) -> Result<(), Problem> {
 }
 
 /// The number of features, and their names where the file has them: it has none when training was given bare numbers.
-fn features(count: &str, names: Vec<String>) -> Result<(usize, Vec<String>), Problem> {
+fn features(count: &str, names: Vec<String>) -> Result<(usize, Vec<String>)> {
     let count = match count.parse::<usize>() {
         Ok(count @ 1..=MAX_FEATURES) => count,
         _ => return malformed(format!("num_feature is `{count}`, expected 1 to {MAX_FEATURES}")),
@@ -208,87 +315,117 @@ fn features(count: &str, names: Vec<String>) -> Result<(usize, Vec<String>), Pro
     }
 }
 
-/// The base margin of a base score, which is a probability, alone (`5E-1`) or since XGBoost 3.1 in a list (`[5E-1]`).
-fn base(score: &str) -> Result<f32, Problem> {
-    let number = score.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(score);
-    match number.parse::<f32>() {
-        Ok(score) if score > 0.0 && score < 1.0 => Ok(-(1.0 / score - 1.0).ln()),
-        _ => malformed(format!("base_score is `{score}`, expected a number between 0 and 1")),
+/// The base margins of a base score: a number (`5E-1`), or since XGBoost 3.1 a list with one number, or one an output.
+fn base(score: &str, outputs: usize, base: Base) -> Result<Vec<f32>> {
+    let list = score.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(score);
+    let expected = match base {
+        Base::Identity => "finite numbers",
+        Base::Logit => "numbers between 0 and 1",
+        Base::Log => "numbers above 0",
+    };
+    let margin = |text: &str| match (text.trim().parse::<f32>(), base) {
+        (Ok(score), Base::Identity) if score.is_finite() => Ok(score),
+        (Ok(score), Base::Logit) if score > 0.0 && score < 1.0 => Ok(-(1.0 / score - 1.0).ln()),
+        (Ok(score), Base::Log) if score > 0.0 && score.is_finite() => Ok(score.ln()),
+        _ => malformed(format!("base_score is `{score}`, expected {expected}")),
+    };
+    let margins: Vec<f32> = list.split(',').take(MAX_OUTPUTS + 1).map(margin).collect::<Result<_>>()?;
+    match margins.len() {
+        1 => Ok(vec![margins[0]; outputs]),
+        count if count == outputs => Ok(margins),
+        count => malformed(format!("base_score has {count} numbers for {outputs} outputs")),
     }
 }
 
-/// Appends a tree to the ensemble, breadth first with siblings side by side, and returns its mean.
-fn lay_out(tree: &JsonTree, ensemble: &mut TreeEnsemble) -> Result<f64, Problem> {
-    let JsonTree {
-        left_children,
-        right_children,
-        split_indices,
-        split_conditions,
-        split_type,
-        default_left,
-        sum_hessian,
-    } = tree;
+/// A tree with its columns turned into nodes.
+fn raw(tree: &JsonTree, output: usize, weight: f32, words: &mut usize) -> Result<RawTree<f32>> {
+    let JsonTree { tree_param, left_children, right_children, split_indices, split_conditions, .. } = tree;
+    let JsonTree { split_type, default_left, sum_hessian, .. } = tree;
+    if !matches!(tree_param.size_leaf_vector.as_str(), "0" | "1") {
+        return unsupported(format!(
+            "leaves of {} numbers (multi_strategy `multi_output_tree`); supported: one tree an output",
+            tree_param.size_leaf_vector
+        ));
+    }
     let count = left_children.len();
-    let lengths =
-        [right_children.len(), split_indices.len(), split_conditions.len(), default_left.len(), sum_hessian.len()];
+    let lengths = [right_children.len(), split_indices.len(), split_conditions.len(), default_left.len()];
     if count == 0 || lengths.iter().any(|length| *length != count) {
         return malformed(format!("{count} left_children, but other columns have {lengths:?}"));
     }
-    let start = ensemble.nodes.len();
-    if start + count > MAX_NODES {
-        return unsupported(format!("more than {MAX_NODES} nodes"));
+    if !split_type.is_empty() && split_type.len() != count {
+        return malformed(format!("{count} left_children, but {} split_type", split_type.len()));
     }
-    // Nodes in the order of the layout. A node that two parents share, or that leads back, would come up twice.
-    let mut order = vec![0_usize];
-    let mut seen = vec![false; count];
-    seen[0] = true;
-    let (mut depth, mut level_end, mut at) = (0, 1, 0);
-    while at < order.len() {
-        if at == level_end {
-            (depth, level_end) = (depth + 1, order.len());
-            if depth > MAX_DEPTH {
-                return unsupported(format!("depth above {MAX_DEPTH}"));
-            }
+    if !sum_hessian.is_empty() && sum_hessian.len() != count {
+        return malformed(format!("{count} left_children, but {} sum_hessian", sum_hessian.len()));
+    }
+    let mut sets = sets(tree, words)?;
+    let mut nodes = Vec::with_capacity(count);
+    let mut values = Vec::new();
+    for node in 0..count {
+        let (left, right) = (left_children[node], right_children[node]);
+        if (left, right) == (-1, -1) {
+            nodes.push(RawNode::Leaf(values.len() as u32));
+            values.push(split_conditions[node] * weight);
+            continue;
         }
-        let node = order[at];
-        let (value, cover) = (split_conditions[node], sum_hessian[node]);
-        if cover < 0.0 {
-            return malformed(format!("node {node} has weight {cover}"));
-        }
-        let first = (start + order.len()) as u32;
-        let laid_out = match (left_children[node], right_children[node]) {
-            (-1, -1) => Node { threshold: f32::INFINITY, feature: 0, first: (start + at) as u32, value },
-            (left, right) => {
-                if split_type.get(node).is_some_and(|kind| *kind != 0) {
-                    return unsupported("a categorical split; supported: numeric splits");
-                }
-                let feature = match u32::try_from(split_indices[node]) {
-                    Ok(feature) if (feature as usize) < ensemble.width => feature,
-                    _ => return malformed(format!("node {node} splits on feature {}", split_indices[node])),
-                };
-                let missing_left = default_left[node].is_set();
-                for child in if missing_left { [left, right] } else { [right, left] } {
-                    match usize::try_from(child) {
-                        Ok(child) if child < count && !seen[child] => {
-                            seen[child] = true;
-                            order.push(child);
-                        }
-                        _ => {
-                            return malformed(format!(
-                                "node {node} has child {child}, which is no other node below it"
-                            ));
-                        }
-                    }
-                }
-                // Right is `x >= t`, that is `x > next below t`; mirrored, left is `x < t`, that is `-x > -t`.
-                let (threshold, mirror) = if missing_left { (value.next_down(), 0) } else { (-value, MIRROR) };
-                Node { threshold, feature: feature | mirror, first, value: 0.0 }
-            }
+        let child = |child: i64| match u32::try_from(child) {
+            Ok(child) => Ok(child),
+            _ => malformed(format!("node {node} has child {child}, which is no other node below it")),
         };
-        ensemble.nodes.push(laid_out);
-        ensemble.covers.push(cover);
-        at += 1;
+        let (no, yes) = (child(left)?, child(right)?);
+        let Ok(feature) = u32::try_from(split_indices[node]) else {
+            return malformed(format!("node {node} splits on feature {}", split_indices[node]));
+        };
+        let test = match split_type.get(node) {
+            // Right is `x >= t`.
+            None | Some(0) => Test::Above(split_conditions[node].next_down()),
+            Some(1) => match sets.get_mut(node).and_then(Option::take) {
+                Some(members) => Test::In(members),
+                None => return malformed(format!("node {node} is categorical and has no categories")),
+            },
+            Some(kind) => return unsupported(format!("node {node} has split_type {kind}; supported: 0 and 1")),
+        };
+        nodes.push(RawNode::Split { feature, test, yes, no, missing: !default_left[node].0 });
     }
-    ensemble.trees.push(Tree { root: start as u32, depth });
-    Ok(shap::mean(&ensemble.nodes, &ensemble.covers, start))
+    let covers = sum_hessian.iter().map(|cover| f64::from(*cover)).collect();
+    Ok(RawTree { nodes, covers, values, output, wide: 1 })
+}
+
+/// The categories that go right, by node.
+fn sets(tree: &JsonTree, words: &mut usize) -> Result<Vec<Option<Members>>> {
+    let JsonTree { categories, categories_nodes, categories_segments, categories_sizes, left_children, .. } = tree;
+    let count = categories_nodes.len();
+    if categories_segments.len() != count || categories_sizes.len() != count {
+        return malformed(format!(
+            "{count} categories_nodes, but {} categories_segments and {} categories_sizes",
+            categories_segments.len(),
+            categories_sizes.len()
+        ));
+    }
+    let mut sets = vec![None; if count == 0 { 0 } else { left_children.len() }];
+    for ((node, segment), size) in categories_nodes.iter().zip(categories_segments).zip(categories_sizes) {
+        let place = usize::try_from(*node).ok().and_then(|node| sets.get_mut(node));
+        let range = usize::try_from(*segment).ok().zip(usize::try_from(*size).ok());
+        let members = range.and_then(|(start, size)| categories.get(start..start.checked_add(size)?));
+        let (Some(place), Some(members)) = (place, members) else {
+            return malformed(format!("the categories of node {node} are {size} from {segment} on"));
+        };
+        let mut bits = Vec::new();
+        for &category in members {
+            if !(0..MAX_CATEGORY).contains(&category) {
+                return malformed(format!("node {node} has category {category}"));
+            }
+            let word = (category / 64) as usize;
+            if word >= bits.len() {
+                *words += word + 1 - bits.len();
+                if *words > MAX_SET_WORDS {
+                    return unsupported("sets of categories too large to hold");
+                }
+                bits.resize(word + 1, 0_u64);
+            }
+            bits[word] |= 1 << (category % 64);
+        }
+        *place = Some(Members::Codes { bits, cut_negative: false });
+    }
+    Ok(sets)
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 
 mod bad_models;
+mod bad_tables;
 mod engine;
 mod families;
 mod generation;
@@ -10,3 +11,4 @@ mod golden_text;
 mod golden_trees;
 mod packing;
 mod support;
+mod tabular_formats;

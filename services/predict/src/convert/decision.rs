@@ -5,9 +5,10 @@ use verdict_api::predict as api;
 
 use super::{number, tabular::values, timestamp};
 use crate::{
-    decide::Case,
+    decide::{Asked, Case},
     decision::{Decision, Reason, Value},
     error::{Error, Result},
+    routes::is_route_name,
 };
 
 const USUAL_PAGE: u32 = 100;
@@ -24,14 +25,18 @@ pub struct Page {
 /// Checks a request to decide.
 pub fn case(request: api::DecideRequest) -> Result<Case> {
     let api::DecideRequest { model, features, request_id, max_reasons } = request;
-    let model = model.parse().map_err(|problem: String| Error::field("model", format!("is wrong: {problem}")))?;
+    let asked = match model.parse() {
+        Ok(reference) => Asked::Model(reference),
+        Err(_) if is_route_name(&model) => Asked::Route(model),
+        Err(problem) => return Err(Error::model(&problem)),
+    };
     if request_id.len() > MAX_REQUEST_ID || request_id.chars().any(char::is_control) {
         let problem = format!("has {} bytes: 1 to {MAX_REQUEST_ID}, without control characters", request_id.len());
         return Err(Error::field("request_id", problem));
     }
     let present = values(features).into_iter().filter_map(|(name, value)| Some((name, value?)));
     Ok(Case {
-        model,
+        asked,
         features: present.collect(),
         request_id: (!request_id.is_empty()).then_some(request_id),
         max_reasons: max_reasons as usize,
@@ -93,6 +98,7 @@ pub fn decision(decision: Decision) -> api::Decision {
         reasons,
         policy,
         trace_id,
+        route,
     } = decision;
     let reason = |Reason { code, text, feature, contribution }| api::Reason { code, text, feature, contribution };
     api::Decision {
@@ -111,6 +117,7 @@ pub fn decision(decision: Decision) -> api::Decision {
         reasons: reasons.into_iter().map(reason).collect(),
         policy,
         trace_id,
+        route,
     }
 }
 

@@ -2,16 +2,23 @@
 
 use std::collections::HashMap;
 
+use tonic::Code;
 use verdict_api::predict as api;
+use verdict_inference::trees::{Kind, TabularModel};
 
 use crate::{
+    convert::number,
     decision::Value,
     error::{Error, Result},
     schema::{Problems, Schema},
+    tabular::{Explained, Tabular},
 };
 
 /// Most rows by name in one request: each costs far more than a row of a matrix.
 pub const MAX_ROWS: usize = 10_000;
+/// Most numbers that one request has computed to explain its rows, and most that it is answered with.
+const MAX_COMPUTED: usize = 32 << 20;
+const MAX_SHARES: usize = 4 << 20;
 
 /// Returns how many bytes of cells a request asks for, which says whether it is laid out in place.
 pub fn cell_bytes(input: Option<&api::predict_request::Input>) -> usize {
@@ -55,6 +62,99 @@ pub fn cells(input: Option<api::predict_request::Input>, schema: &Schema) -> Res
             Ok(cells)
         }
     }
+}
+
+/// Takes the rows of an explanation as those of a prediction.
+pub fn explained_input(input: api::explain_request::Input) -> api::predict_request::Input {
+    match input {
+        api::explain_request::Input::Rows(rows) => api::predict_request::Input::Rows(rows),
+        api::explain_request::Input::Matrix(matrix) => api::predict_request::Input::Matrix(matrix),
+    }
+}
+
+/// Refuses explanations larger than an answer should be; `most` are asked for each row and output.
+pub fn check_shares(rows: usize, outputs: usize, columns: usize, most: usize) -> Result<()> {
+    let per_column = rows.saturating_mul(outputs);
+    if per_column.saturating_mul(columns) > MAX_COMPUTED || per_column.saturating_mul(most) > MAX_SHARES {
+        let problem = format!(
+            "has {rows} rows of {outputs} outputs and {columns} columns: at most {MAX_COMPUTED} contributions in one \
+             request, {MAX_SHARES} with `top_k`"
+        );
+        return Err(Error::field("input", problem));
+    }
+    Ok(())
+}
+
+/// Answers margins: as probabilities where the model classifies, as values where it does not.
+pub fn scored(model: &TabularModel, mut margins: Vec<f32>) -> api::PredictResponse {
+    let outputs = model.num_outputs();
+    let mut answers = margins.clone();
+    model.transform(&mut answers);
+    let mut errors = Vec::new();
+    for (row, (margins, answers)) in margins.chunks_mut(outputs).zip(answers.chunks_mut(outputs)).enumerate() {
+        if margins.iter().chain(answers.iter()).all(|number| number.is_finite()) {
+            continue;
+        }
+        margins.fill(f32::NAN);
+        answers.fill(f32::NAN);
+        errors.push(not_finite(row));
+    }
+    let (probabilities, values) = match model.kind() {
+        Kind::BinaryClassification | Kind::MulticlassClassification => (answers, Vec::new()),
+        Kind::Regression | Kind::Ranking => (Vec::new(), answers),
+    };
+    api::PredictResponse {
+        probabilities,
+        margins,
+        served_by: None,
+        outputs: number(outputs),
+        classes: model.classes().to_vec(),
+        values,
+        errors,
+    }
+}
+
+/// Answers explanations: for each row and output the `most` greatest contributions.
+pub fn explained(tabular: &Tabular, explained: &Explained, most: usize) -> api::ExplainResponse {
+    let (model, inputs) = (tabular.model(), tabular.schema.inputs());
+    let (outputs, columns) = (model.num_outputs(), inputs.len());
+    let Explained { margins, shap } = explained;
+    let (mut explanations, mut errors) = (Vec::with_capacity(margins.len()), Vec::new());
+    for (row, (margins, shap)) in margins.chunks(outputs).zip(shap.chunks(outputs * (columns + 1))).enumerate() {
+        if !margins.iter().chain(shap).all(|number| number.is_finite()) {
+            errors.push(not_finite(row));
+            continue;
+        }
+        for (output, (margin, shap)) in margins.iter().zip(shap.chunks(columns + 1)).enumerate() {
+            let mut order: Vec<usize> = (0..columns).collect();
+            // Stable: equal contributions keep the order of the columns.
+            order.sort_by(|a, b| shap[*b].abs().total_cmp(&shap[*a].abs()));
+            order.truncate(most);
+            explanations.push(api::Explanation {
+                row: number(row),
+                output: number(output),
+                margin: *margin,
+                base_value: shap[columns],
+                contributions: order.iter().map(|column| shap[*column]).collect(),
+                features: order.into_iter().map(number).collect(),
+            });
+        }
+    }
+    api::ExplainResponse {
+        explanations,
+        features: inputs.iter().map(|input| input.name.clone()).collect(),
+        classes: model.classes().to_vec(),
+        outputs: number(outputs),
+        served_by: None,
+        errors,
+    }
+}
+
+fn not_finite(row: usize) -> api::RowError {
+    let message =
+        "the model's answer is not a finite number: a value is missing that it needs, or too large".to_owned();
+    let error = api::ItemError { code: Code::OutOfRange.into(), reason: "NOT_FINITE".to_owned(), message };
+    api::RowError { row: number(row), error: Some(error) }
 }
 
 /// Takes features as they are: `None` for a missing value.

@@ -39,10 +39,7 @@ pub fn embed(request: api::EmbedRequest) -> Result<Embed> {
 pub fn rerank(request: api::RerankRequest) -> Result<Rerank> {
     let api::RerankRequest { model, query, documents, top_n } = request;
     several("documents", documents.len())?;
-    if query.trim().is_empty() || query.len() > MAX_QUERY {
-        let problem = format!("has {} bytes: a text of at most {MAX_QUERY} is expected", query.len());
-        return Err(Error::field("query", problem));
-    }
+    check_query(&query).map_err(|problem| Error::field("query", problem))?;
     let top_n = match top_n as usize {
         0 => documents.len(),
         most if most > MAX_INPUTS => {
@@ -51,6 +48,19 @@ pub fn rerank(request: api::RerankRequest) -> Result<Rerank> {
         most => most,
     };
     Ok(Rerank { model, query, documents, top_n })
+}
+
+/// Says what is wrong with a rerank query.
+pub(crate) fn check_query(query: &str) -> std::result::Result<(), String> {
+    if query.trim().is_empty() || query.len() > MAX_QUERY {
+        return Err(format!("has {} bytes: a text of at most {MAX_QUERY} is expected", query.len()));
+    }
+    Ok(())
+}
+
+/// Turns a logit into a score from 0 to 1.
+pub(crate) fn sigmoid(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
 }
 
 /// Checks a request to tokenize: model, texts, whether special tokens are wanted.
@@ -82,7 +92,7 @@ pub fn ranked(items: Vec<Item<Score>>, top_n: usize) -> (Vec<api::RankedDocument
         match item {
             Ok(Score { logit, tokens }) => results.push(api::RankedDocument {
                 index,
-                score: 1.0 / (1.0 + (-logit).exp()),
+                score: sigmoid(logit),
                 logit,
                 tokens: number(tokens),
                 error: None,

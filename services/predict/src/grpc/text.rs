@@ -10,11 +10,10 @@ use verdict_chassis::context;
 
 use super::Answers;
 use crate::{
+    admission::Admission,
     catalog::Catalog,
     convert,
     error::Error,
-    model::Engine,
-    release::Task,
     text::{self, Tokenizer},
     timing::Timing,
 };
@@ -26,11 +25,11 @@ pub(super) async fn embed(
     catalog: &Catalog,
     request: Request<EmbedRequest>,
 ) -> Result<Response<EmbedResponse>, Status> {
-    let deadline = context::of(&request).deadline;
+    let admission = Admission::of(&request)?;
     let call = convert::text::embed(request.into_inner())?;
     let found = catalog.find(&call.model)?;
     let embedding = found.model.embedding()?;
-    let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.normalize, deadline).await?;
+    let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.normalize, admission).await?;
     let embeddings = vectors.into_iter().map(convert::text::embedding).collect();
     Ok(Response::new(EmbedResponse { embeddings, served_by: Some(convert::served_by(&found, timing)) }))
 }
@@ -39,10 +38,10 @@ pub(super) async fn rerank(
     catalog: &Catalog,
     request: Request<RerankRequest>,
 ) -> Result<Response<RerankResponse>, Status> {
-    let deadline = context::of(&request).deadline;
+    let admission = Admission::of(&request)?;
     let call = convert::text::rerank(request.into_inner())?;
     let found = catalog.find(&call.model)?;
-    let (scores, timing) = found.model.reranking()?.score(call.query, call.documents, deadline).await?;
+    let (scores, timing) = found.model.reranking()?.score(call.query, call.documents, admission).await?;
     let (results, failed) = convert::text::ranked(scores, call.top_n);
     Ok(Response::new(RerankResponse { results, failed, served_by: Some(convert::served_by(&found, timing)) }))
 }
@@ -56,14 +55,10 @@ pub(super) async fn tokenize(
     let found = catalog.find(&model)?;
     let bytes = inputs.iter().map(String::len).sum();
     let loaded = found.model.clone();
-    let split = move |text: &String| match &loaded.engine {
-        Engine::Embedding(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
-        Engine::Reranking(model) => Ok(model.tokenizer().tokenizer.tokens(text, special)),
-        Engine::Generation(model) => Ok(model.tokens(text, special)),
-        Engine::Tabular(_) => loaded.wrong(Task::TextEmbedding),
-    };
     let tokens = text::off_thread(bytes, move || {
-        let one = |text| text::before(deadline, || split(text)).flatten().map(convert::text::tokens);
+        let one = |text: &String| {
+            text::before(deadline, || loaded.tokens(text, special)).flatten().map(convert::text::tokens)
+        };
         inputs.iter().map(one).collect::<Result<_, Error>>()
     });
     let tokens = tokens.await??;
@@ -77,12 +72,7 @@ pub(super) fn get_tokenizer(
 ) -> Result<Response<Answers<GetTokenizerResponse>>, Status> {
     let GetTokenizerRequest { model } = request.into_inner();
     let found = catalog.find(&model)?;
-    let Tokenizer { json, tokenizer: _, max_length, dimensions } = match &found.model.engine {
-        Engine::Embedding(model) => model.tokenizer(),
-        Engine::Reranking(model) => model.tokenizer(),
-        // A generator's tokenizer is inside its weights; it has no tokenizer.json to hand out.
-        Engine::Generation(_) | Engine::Tabular(_) => found.model.wrong(Task::TextEmbedding)?,
-    };
+    let Tokenizer { json, tokenizer: _, max_length, dimensions } = found.model.tokenizer()?;
     let header = Part::Header(TokenizerHeader {
         served_by: Some(convert::served_by(&found, Timing::default())),
         max_length: convert::number(max_length),

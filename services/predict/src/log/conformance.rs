@@ -35,6 +35,7 @@ pub(super) fn decision(request_id: &str, model: &str) -> Decision {
         }],
         policy: "credit-risk/1".to_owned(),
         trace_id: String::new(),
+        route: "risk".to_owned(),
     }
 }
 

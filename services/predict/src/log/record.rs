@@ -24,6 +24,7 @@ pub(super) struct Record {
     pub(super) reasons: String,
     pub(super) policy: String,
     pub(super) trace_id: String,
+    pub(super) route: String,
 }
 
 impl TryFrom<&Decision> for Record {
@@ -46,6 +47,7 @@ impl TryFrom<&Decision> for Record {
             reasons,
             policy,
             trace_id,
+            route,
         } = decision;
         Ok(Self {
             decision_id: id.to_string(),
@@ -63,6 +65,7 @@ impl TryFrom<&Decision> for Record {
             reasons: serde_json::to_string(reasons)?,
             policy: policy.clone(),
             trace_id: trace_id.clone(),
+            route: route.clone(),
         })
     }
 }
@@ -89,6 +92,7 @@ impl TryFrom<Record> for Decision {
             outcome: record.outcome,
             policy: record.policy,
             trace_id: record.trace_id,
+            route: record.route,
         })
     }
 }

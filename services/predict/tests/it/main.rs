@@ -4,8 +4,15 @@
 
 mod decisions;
 mod generation;
+mod inference;
+mod lifecycle;
 mod process;
+mod queues;
+mod routes;
 mod serving;
+mod shadows;
+mod streams;
 mod tabular;
 mod texts;
+mod tritonclient;
 mod world;

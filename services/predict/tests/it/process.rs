@@ -108,6 +108,8 @@ async fn the_process_measures_traces_and_refuses_to_share_its_folder() {
         r#"http_request_duration_seconds_bucket{service="verdict.predict.v1.DecisionService",method="Decide",code="OK""#,
         &format!(r#"predict_decisions_total{{model="credit-risk",outcome="{}"}} 1"#, decision.outcome),
         r#"predict_queue_wait_seconds_bucket{model="credit-risk""#,
+        r#"predict_queue_items{model="credit-risk",version="1",priority="interactive"} 0"#,
+        r#"predict_response_cache_lookups_total{model="credit-risk",result="miss"} 1"#,
         r#"predict_model_swaps_total{reference="credit-risk@champion",result="swapped"} 1"#,
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");

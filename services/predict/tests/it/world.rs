@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    io::Read,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -13,12 +14,13 @@ use predict::Config;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use verdict_api::{
+    inference::grpc_inference_service_client::GrpcInferenceServiceClient,
     predict::{
         ListServedModelsRequest, ServedModel, Value, decision_service_client::DecisionServiceClient,
-        predict_service_client::PredictServiceClient, value::Kind,
+        predict_service_client::PredictServiceClient, serving_service_client::ServingServiceClient, value::Kind,
     },
     registry::{SetAliasRequest, Signature, Task, Version, model_registry_service_client::ModelRegistryServiceClient},
 };
@@ -92,6 +94,28 @@ impl Registry {
             tags: BTreeMap::new(),
             dir,
             alias: alias.map(str::to_owned),
+            request_id: None,
+        };
+        publish(self.channel(), publication, |_, _, _| {}).await.unwrap()
+    }
+
+    /// Publishes files without a signature, as `champion`.
+    pub(crate) async fn publish_files(&self, model: &str, task: Task, files: &[(&str, Vec<u8>)]) -> Version {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            let file = dir.path().join(name);
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::write(file, bytes).unwrap();
+        }
+        let publication = Publication {
+            model: model.to_owned(),
+            description: String::new(),
+            task,
+            signature: None,
+            parameters: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            dir: dir.path().to_owned(),
+            alias: Some("champion".to_owned()),
             request_id: None,
         };
         publish(self.channel(), publication, |_, _, _| {}).await.unwrap()
@@ -171,8 +195,25 @@ impl Predict {
         PredictServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
     }
 
+    pub(crate) fn inference(&self) -> GrpcInferenceServiceClient<Channel> {
+        GrpcInferenceServiceClient::new(self.channel.clone()).max_decoding_message_size(64 << 20)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.running.address
+    }
+
+    /// Returns a client with a connection of its own.
+    pub(crate) fn new_client(&self) -> PredictServiceClient<Channel> {
+        PredictServiceClient::new(client::connect(self.channel.url()).unwrap())
+    }
+
     pub(crate) fn decisions(&self) -> DecisionServiceClient<Channel> {
         DecisionServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn serving(&self) -> ServingServiceClient<Channel> {
+        ServingServiceClient::new(self.channel.clone())
     }
 
     pub(crate) async fn served(&self) -> Vec<ServedModel> {
@@ -210,6 +251,26 @@ pub(crate) fn credit_risk() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/demo/data/credit-risk")
 }
 
+/// Copies version 1 of the credit-risk model into a folder, its model changed.
+pub(crate) fn credit_risk_with(change: impl FnOnce(&mut serde_json::Value)) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let json = fs::read(credit_risk().join("1/model.json")).unwrap();
+    let mut model: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    change(&mut model);
+    fs::write(dir.path().join("model.json"), model.to_string()).unwrap();
+    fs::copy(credit_risk().join("1/policy.json"), dir.path().join("policy.json")).unwrap();
+    dir
+}
+
+/// Makes a request with metadata.
+pub(crate) fn with<T>(message: T, metadata: &[(&'static str, &str)]) -> Request<T> {
+    let mut request = Request::new(message);
+    for (name, value) in metadata {
+        request.metadata_mut().insert(*name, value.parse().unwrap());
+    }
+    request
+}
+
 fn signature() -> Signature {
     let json = fs::read(credit_risk().join("signature.json")).unwrap();
     serde_json::from_slice::<model_registry::model::Signature>(&json).unwrap().into()
@@ -219,6 +280,14 @@ fn signature() -> Signature {
 pub(crate) fn golden(name: &str) -> serde_json::Value {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden");
     serde_json::from_slice(&fs::read(dir.join(name)).unwrap()).unwrap()
+}
+
+/// Reads a compressed file of the inference crate.
+pub(crate) fn unpacked(name: &str) -> Vec<u8> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden").join(name);
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(fs::File::open(file).unwrap()).read_to_end(&mut bytes).unwrap();
+    bytes
 }
 
 /// Reads numbers of a reference file.

@@ -64,6 +64,8 @@ mod traces;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod webhooks;
 #[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
+mod whole_runs;
+#[expect(clippy::duplicate_mod, reason = "the same queries, compiled for each database")]
 mod write;
 
 pub(super) type Connection = <Db as sqlx::Database>::Connection;

@@ -1,19 +1,18 @@
 //! Runs in the tables of `migrations/`, compiled once for each database.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::Context;
 use async_trait::async_trait;
 use serde::Deserialize;
 use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
+use super::whole_runs::{find, select, whole};
 use super::{Connection, Db, ROWS_AT_ONCE, Tables, insert_metrics};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
-use crate::store::rows::{from_json, from_word, kept, list, to_json, to_word};
+use crate::store::rows::{from_word, kept, to_json, to_word};
 use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
     Search, Uses,
@@ -26,34 +25,6 @@ const MAX_MODELS: usize = 1 << 20;
 
 const COLUMNS: &str =
     "SELECT id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted FROM runs";
-
-/// To be followed by a table of runs that is called `r`, and by [`WHOLE_END`].
-const WHOLE: &str = "WITH page AS MATERIALIZED (SELECT r.* FROM ";
-
-/// A page of runs with what they logged as one row, each column the JSON of one table.
-const WHOLE_END: &str = concat!(
-    ") SELECT ",
-    rows_of!(
-        "r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted",
-        "page r"
-    ),
-    ", ",
-    rows_of!("p.run, p.key, p.value", "page r CROSS JOIN params p WHERE p.run = r.id"),
-    ", ",
-    rows_of!("p.run, p.key, p.value", "page r CROSS JOIN run_tags p WHERE p.run = r.id"),
-    ", ",
-    rows_of!(
-        concat!("p.run, p.key, p.timestamp, p.step, ", exact!("p.value"), ", p.nan"),
-        "page r CROSS JOIN latest_metrics p WHERE p.run = r.id"
-    ),
-    ", ",
-    rows_of!(
-        "p.run, p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
-        "page r CROSS JOIN run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
-    ),
-    ", ",
-    rows_of!("p.run, p.direction, p.model, p.step", "page r CROSS JOIN run_models p WHERE p.run = r.id")
-);
 
 const PLACE: Place = Place {
     column: |attribute| match attribute {
@@ -74,7 +45,7 @@ const PLACE: Place = Place {
 };
 
 #[derive(sqlx::FromRow, Deserialize)]
-struct Row {
+pub(super) struct Row {
     id: String,
     experiment: i64,
     name: String,
@@ -87,70 +58,19 @@ struct Row {
 }
 
 #[derive(sqlx::FromRow)]
-struct MetricRow {
-    key: String,
-    timestamp: i64,
-    step: i64,
-    value: f64,
-    nan: i64,
+pub(super) struct MetricRow {
+    pub(super) key: String,
+    pub(super) timestamp: i64,
+    pub(super) step: i64,
+    pub(super) value: f64,
+    pub(super) nan: i64,
 }
 
 impl MetricRow {
-    fn into_metric(self) -> Metric {
+    pub(super) fn into_metric(self) -> Metric {
         let Self { key, timestamp, step, value, nan } = self;
         let value = if nan != 0 { f64::NAN } else { value };
         Metric { key, value, timestamp: Millis(timestamp), step, model: None, dataset: None }
-    }
-}
-
-/// A page of runs: JSON of their own rows, in order, then of params, tags, metrics, datasets and models.
-#[derive(sqlx::FromRow)]
-struct WholePage(String, String, String, String, String, String);
-
-impl WholePage {
-    fn into_runs(self) -> Result<Vec<Run>> {
-        let Self(rows, params, tags, metrics, datasets, models) = self;
-        let rows = list::<Row>(&rows)?;
-        let mut runs = rows.into_iter().map(Row::into_run).collect::<Result<Vec<Run>>>()?;
-        let ids: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
-        let places: HashMap<&str, usize> = ids.iter().map(String::as_str).zip(0..).collect();
-        let place = |run: &str| places.get(run).copied();
-        for (run, key, value) in list::<(Cow<'_, str>, String, String)>(&params)? {
-            if let Some(at) = place(&run) {
-                runs[at].params.insert(key, value);
-            }
-        }
-        for (run, key, value) in list::<(Cow<'_, str>, String, String)>(&tags)? {
-            if let Some(at) = place(&run) {
-                runs[at].tags.insert(key, value);
-            }
-        }
-        for (run, key, timestamp, step, value, nan) in
-            list::<(Cow<'_, str>, String, i64, i64, Cow<'_, str>, i64)>(&metrics)?
-        {
-            if let Some(at) = place(&run) {
-                let value = value.parse().with_context(|| format!("metric `{key}` of run {run} is `{value}`"))?;
-                runs[at].metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
-            }
-        }
-        type Dataset<'a> = (Cow<'a, str>, String, String, String, String, Option<String>, Option<String>, Cow<'a, str>);
-        for (run, name, digest, source_type, source, schema, profile, tags) in list::<Dataset<'_>>(&datasets)? {
-            if let Some(at) = place(&run) {
-                let tags = from_json(&tags)?;
-                runs[at].datasets.push(DatasetInput { name, digest, source_type, source, schema, profile, tags });
-            }
-        }
-        for (run, direction, model, step) in list::<(Cow<'_, str>, Cow<'_, str>, String, i64)>(&models)? {
-            match (place(&run), &*direction) {
-                (None, _) => {}
-                (Some(at), "input") => runs[at].model_inputs.push(model),
-                (Some(at), _) => runs[at].model_outputs.push(ModelOutput { model, step }),
-            }
-        }
-        for run in &mut runs {
-            run.metrics.sort_by(|a, b| a.key.cmp(&b.key));
-        }
-        Ok(runs)
     }
 }
 
@@ -192,7 +112,7 @@ impl Runs for Tables {
             return Ok(Page { items: Vec::new(), next: None });
         }
         let mut tx = self.read().await?;
-        let mut query = QueryBuilder::<Db>::new(WHOLE);
+        let mut query = select();
         let mut ids = query.push("(SELECT * FROM runs WHERE experiment IN (").separated(", ");
         for id in experiments {
             ids.push_bind(*id);
@@ -302,19 +222,6 @@ async fn lock(tx: &mut Connection, id: &str) -> Result<Run> {
     query.push(" WHERE id = ").push_bind(id.to_owned());
     let row: Option<Row> = query.build_query_as().fetch_optional(&mut *tx).await?;
     row.ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))?.into_run()
-}
-
-async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
-    let mut query = QueryBuilder::<Db>::new(WHOLE);
-    query.push("runs AS r WHERE r.id = ").push_bind(id.to_owned());
-    whole(tx, query).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
-}
-
-/// The runs a query finds that began as [`WHOLE`], in its order, with what they logged.
-async fn whole(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Run>> {
-    query.push(WHOLE_END);
-    let page: WholePage = query.build_query_as().fetch_one(&mut *tx).await?;
-    page.into_runs()
 }
 
 fn must_be(id: &str, state: &str) -> String {
@@ -496,7 +403,7 @@ pub(super) async fn add_dataset(tx: &mut Connection, of: &Run, dataset: &Dataset
 }
 
 impl Row {
-    fn into_run(self) -> Result<Run> {
+    pub(super) fn into_run(self) -> Result<Run> {
         let Self { id, experiment, name, user_id, status, start_time, end_time, artifact_uri, deleted } = self;
         Ok(Run {
             id,

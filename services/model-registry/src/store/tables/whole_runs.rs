@@ -1,0 +1,110 @@
+//! Runs with all they logged, a page of them in one query.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use anyhow::Context;
+use sqlx::QueryBuilder;
+
+use super::runs::{MetricRow, Row};
+use super::{Connection, Db};
+use crate::error::{Entity, Error, Result};
+use crate::store::rows::{from_json, list};
+use crate::tracking::{DatasetInput, ModelOutput, Run};
+
+/// To be followed by a table of runs that is called `r`, and by [`WHOLE_END`].
+const WHOLE: &str = "WITH page AS MATERIALIZED (SELECT r.* FROM ";
+
+/// A page of runs with what they logged as one row, each column the JSON of one table.
+const WHOLE_END: &str = concat!(
+    ") SELECT ",
+    rows_of!(
+        "r.id, r.experiment, r.name, r.user_id, r.status, r.start_time, r.end_time, r.artifact_uri, r.deleted",
+        "page r"
+    ),
+    ", ",
+    rows_of!("p.run, p.key, p.value", "page r CROSS JOIN params p WHERE p.run = r.id"),
+    ", ",
+    rows_of!("p.run, p.key, p.value", "page r CROSS JOIN run_tags p WHERE p.run = r.id"),
+    ", ",
+    rows_of!(
+        concat!("p.run, p.key, p.timestamp, p.step, ", exact!("p.value"), ", p.nan"),
+        "page r CROSS JOIN latest_metrics p WHERE p.run = r.id"
+    ),
+    ", ",
+    rows_of!(
+        "p.run, p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
+        "page r CROSS JOIN run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
+    ),
+    ", ",
+    rows_of!("p.run, p.direction, p.model, p.step", "page r CROSS JOIN run_models p WHERE p.run = r.id")
+);
+
+/// A page of runs: JSON of their own rows, in order, then of params, tags, metrics, datasets and models.
+#[derive(sqlx::FromRow)]
+struct WholePage(String, String, String, String, String, String);
+
+impl WholePage {
+    fn into_runs(self) -> Result<Vec<Run>> {
+        let Self(rows, params, tags, metrics, datasets, models) = self;
+        let rows = list::<Row>(&rows)?;
+        let mut runs = rows.into_iter().map(Row::into_run).collect::<Result<Vec<Run>>>()?;
+        let ids: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
+        let places: HashMap<&str, usize> = ids.iter().map(String::as_str).zip(0..).collect();
+        let place = |run: &str| places.get(run).copied();
+        for (run, key, value) in list::<(Cow<'_, str>, String, String)>(&params)? {
+            if let Some(at) = place(&run) {
+                runs[at].params.insert(key, value);
+            }
+        }
+        for (run, key, value) in list::<(Cow<'_, str>, String, String)>(&tags)? {
+            if let Some(at) = place(&run) {
+                runs[at].tags.insert(key, value);
+            }
+        }
+        for (run, key, timestamp, step, value, nan) in
+            list::<(Cow<'_, str>, String, i64, i64, Cow<'_, str>, i64)>(&metrics)?
+        {
+            if let Some(at) = place(&run) {
+                let value = value.parse().with_context(|| format!("metric `{key}` of run {run} is `{value}`"))?;
+                runs[at].metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
+            }
+        }
+        type Dataset<'a> = (Cow<'a, str>, String, String, String, String, Option<String>, Option<String>, Cow<'a, str>);
+        for (run, name, digest, source_type, source, schema, profile, tags) in list::<Dataset<'_>>(&datasets)? {
+            if let Some(at) = place(&run) {
+                let tags = from_json(&tags)?;
+                runs[at].datasets.push(DatasetInput { name, digest, source_type, source, schema, profile, tags });
+            }
+        }
+        for (run, direction, model, step) in list::<(Cow<'_, str>, Cow<'_, str>, String, i64)>(&models)? {
+            match (place(&run), &*direction) {
+                (None, _) => {}
+                (Some(at), "input") => runs[at].model_inputs.push(model),
+                (Some(at), _) => runs[at].model_outputs.push(ModelOutput { model, step }),
+            }
+        }
+        for run in &mut runs {
+            run.metrics.sort_by(|a, b| a.key.cmp(&b.key));
+        }
+        Ok(runs)
+    }
+}
+
+/// Begins a query for runs, which [`whole`] ends: what follows names the table `r`.
+pub(super) fn select() -> QueryBuilder<Db> {
+    QueryBuilder::new(WHOLE)
+}
+
+pub(super) async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
+    let mut query = select();
+    query.push("runs AS r WHERE r.id = ").push_bind(id.to_owned());
+    whole(tx, query).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
+}
+
+/// The runs a query finds that [`select`] began, in its order, with what they logged.
+pub(super) async fn whole(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Run>> {
+    query.push(WHOLE_END);
+    let page: WholePage = query.build_query_as().fetch_one(&mut *tx).await?;
+    page.into_runs()
+}
