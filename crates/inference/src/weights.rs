@@ -5,9 +5,11 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
+use pulp::Arch;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::LoadError;
+use crate::kernels::LayerNorm;
 
 /// Maps a file of weights into memory.
 #[expect(unsafe_code, reason = "mapping a file is unsafe, because another process could change it")]
@@ -31,6 +33,20 @@ impl<'a> Weights<'a> {
         let tensors = SafeTensors::deserialize(bytes).map_err(|error| LoadError::malformed(file, error))?;
         let prefix = if tensors.tensor(probe).is_err() { prefix } else { "" };
         Ok(Self { file, tensors, prefix })
+    }
+
+    /// Says whether there is a tensor of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.tensors.tensor(&format!("{}{name}", self.prefix)).or_else(|_| self.tensors.tensor(name)).is_ok()
+    }
+
+    /// Reads a layer normalisation, whose scale and shift older checkpoints call gamma and beta.
+    pub(crate) fn norm(&self, name: &str, width: usize, epsilon: f32, arch: Arch) -> Result<LayerNorm, LoadError> {
+        let old = self.has(&format!("{name}.gamma"));
+        let (scale, shift) = if old { ("gamma", "beta") } else { ("weight", "bias") };
+        let scale = self.take(&format!("{name}.{scale}"), &[width])?;
+        let shift = self.take(&format!("{name}.{shift}"), &[width])?;
+        Ok(LayerNorm::new(arch, scale, shift, epsilon))
     }
 
     /// Copies one tensor out, refusing another shape than `shape` and numbers that are not finite.

@@ -4,10 +4,12 @@
 //! found through [`Served::typed`]. What is the same for all is here: inputs are checked against the signature before
 //! the engine sees them, and what it answers is cut to what was asked for. `conformance` says what holds for each.
 
+mod classification;
 mod embedding;
 mod generation;
 mod items;
 mod reranking;
+mod sparse;
 pub mod statistics;
 mod tabular;
 pub mod tensor;

@@ -120,13 +120,13 @@ impl predict_service_server::PredictService for Predict {
 
     async fn embed_sparse(
         &self,
-        _request: Request<EmbedSparseRequest>,
+        request: Request<EmbedSparseRequest>,
     ) -> Result<Response<EmbedSparseResponse>, Status> {
-        Err(Status::unimplemented("EmbedSparse"))
+        routed!(self, call, request, text::embed_sparse)
     }
 
-    async fn classify(&self, _request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
-        Err(Status::unimplemented("Classify"))
+    async fn classify(&self, request: Request<ClassifyRequest>) -> Result<Response<ClassifyResponse>, Status> {
+        routed!(self, call, request, text::classify)
     }
 
     async fn explain(&self, request: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

@@ -1,6 +1,7 @@
 //! A model version that is loaded, warm and ready to be asked.
 
 use std::{
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -9,7 +10,7 @@ use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use tracing::warn;
 use verdict_inference::{
-    bert::{Embedder, EmbedderOptions, Pooling, Reranker},
+    bert::{Classifier, Embedder, EmbedderOptions, Pooling, Reranker, Run, SparseEmbedder},
     generation::Generator,
     text::Token,
 };
@@ -24,7 +25,7 @@ use crate::{
     metrics::ModelMeters,
     release::{Release, Task},
     tabular::Tabular,
-    text::{Embedding, Reranking, Tokenizer},
+    text::{Classification, Embedding, Reranking, SparseEmbedding, Tokenizer},
 };
 
 /// A warm model version. Dropping it, after the last call that holds it, ends its workers.
@@ -60,6 +61,16 @@ impl Loaded {
     /// Returns the reranking engine.
     pub fn reranking(&self) -> Result<&Reranking> {
         self.typed(Task::TextReranking)
+    }
+
+    /// Returns the engine of sparse embeddings.
+    pub fn sparse_embedding(&self) -> Result<&SparseEmbedding> {
+        self.typed(Task::TextSparseEmbedding)
+    }
+
+    /// Returns the classifying engine.
+    pub fn classification(&self) -> Result<&Classification> {
+        self.typed(Task::TextClassification)
     }
 
     /// Returns the generating engine.
@@ -98,21 +109,29 @@ pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::R
     let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&release.digest, operation));
     let statistics = Arc::new(Statistics::default());
     let meters = || ModelMeters::new(&release.model, release.version).counting(statistics.clone());
+    let threads = NonZeroUsize::new(sizing.batch.workers).unwrap_or(NonZeroUsize::MIN);
     let engine: Box<dyn Engine> = match release.task {
         Task::TextEmbedding => {
-            let engine = Embedder::load(dir, embedder_options(release)?)?;
+            let engine = Embedder::load(dir, embedder_options(release, threads)?)?;
             Box::new(Embedding::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("embed"))?)
         }
         Task::TextReranking => {
-            let engine = Reranker::load(dir)?;
+            let engine = Reranker::load(dir, run(release, threads)?)?;
             Box::new(Reranking::start(name, engine, tokenizer_json(dir)?, sizing.batch, meters(), scope("rerank"))?)
+        }
+        Task::TextSparseEmbedding => {
+            let engine = SparseEmbedder::load(dir, run(release, threads)?)?;
+            let json = tokenizer_json(dir)?;
+            Box::new(SparseEmbedding::start(name, engine, json, sizing.batch, meters(), scope("embed_sparse"))?)
+        }
+        Task::TextClassification => {
+            let engine = Classifier::load(dir, run(release, threads)?)?;
+            let json = tokenizer_json(dir)?;
+            Box::new(Classification::start(name, engine, json, sizing.batch, meters(), scope("classify"))?)
         }
         Task::TextGeneration => {
             let engine = Generator::load(&gguf(release, dir)?)?;
             Box::new(Generation::start(name, engine, sizing.generation, meters())?)
-        }
-        Task::TextSparseEmbedding | Task::TextClassification => {
-            bail!("a model that {} cannot be loaded", release.task.does())
         }
         Task::TabularClassification | Task::TabularRegression => {
             Box::new(Tabular::load(release, dir, sizing.batch, [meters(), meters()], scope("rows"))?)
@@ -121,8 +140,20 @@ pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::R
     Served::warm(engine, statistics)
 }
 
-fn embedder_options(release: &Release) -> anyhow::Result<EmbedderOptions> {
-    let mut options = EmbedderOptions { pooling: None, normalize: None, max_length: None };
+/// What the parameters of a version say of how a text model runs.
+fn run(release: &Release, threads: NonZeroUsize) -> anyhow::Result<Run> {
+    let mut run = Run { threads, ..Run::default() };
+    for (name, value) in &release.parameters {
+        if !set(&mut run, name, value)? {
+            warn!(model.name = %release.model, "parameter `{name}` is not known to models of this task and has no effect");
+        }
+    }
+    Ok(run)
+}
+
+fn embedder_options(release: &Release, threads: NonZeroUsize) -> anyhow::Result<EmbedderOptions> {
+    let run = Run { threads, ..Run::default() };
+    let mut options = EmbedderOptions { pooling: None, normalize: None, run };
     for (name, value) in &release.parameters {
         match (name.as_str(), value.as_str()) {
             ("pooling", "mean") => options.pooling = Some(Pooling::Mean),
@@ -131,16 +162,28 @@ fn embedder_options(release: &Release) -> anyhow::Result<EmbedderOptions> {
             ("normalize", "true") => options.normalize = Some(true),
             ("normalize", "false") => options.normalize = Some(false),
             ("normalize", _) => bail!("parameter `normalize` is `{value}`: true or false is expected"),
-            ("max_length", _) => match value.parse() {
-                Ok(length) if length > 0 => options.max_length = Some(length),
-                _ => bail!("parameter `max_length` is `{value}`: a number of tokens is expected"),
-            },
+            _ if set(&mut options.run, name, value)? => {}
             _ => {
                 warn!(model.name = %release.model, "parameter `{name}` is not known to embedding models and has no effect")
             }
         }
     }
     Ok(options)
+}
+
+/// Sets what a parameter common to text models says; false where it is none.
+fn set(run: &mut Run, name: &str, value: &str) -> anyhow::Result<bool> {
+    match name {
+        "precision" => {
+            run.precision = value.parse().map_err(|problem| anyhow::anyhow!("parameter `precision` is {problem}"))?;
+        }
+        "max_length" => match value.parse() {
+            Ok(length) if length > 0 => run.max_length = Some(length),
+            _ => bail!("parameter `max_length` is `{value}`: a number of tokens is expected"),
+        },
+        _ => return Ok(false),
+    }
+    Ok(true)
 }
 
 fn tokenizer_json(dir: &Path) -> anyhow::Result<Bytes> {

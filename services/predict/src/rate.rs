@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Share of the newest batch in the average.
-const NEWEST: f64 = 0.2;
+/// What is kept of earlier batches with every new one.
+const KEPT: f64 = 0.8;
 /// Without work for longer than this, what was measured is not held against a call.
 const FRESH: Duration = Duration::from_secs(1);
 /// Least and most time a refused caller is asked to stay away.
@@ -11,32 +11,38 @@ const AWAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_se
 /// Longest time that is told.
 const LONGEST: f64 = 86_400.0;
 
-/// The measured rate of one model's workers: an exponential average of cost a second.
+/// The measured rate of one model's workers: time and cost of the newest batches, each worth less with every one that
+/// follows, so that a small batch with a large overhead says little.
 #[derive(Debug)]
 pub struct Rate {
     workers: f64,
-    /// Seconds one unit of cost takes one worker.
-    seconds: Option<f64>,
+    seconds: f64,
+    cost: f64,
     at: Instant,
 }
 
 impl Rate {
     /// Knows nothing yet of so many workers.
     pub fn new(workers: usize) -> Self {
-        Self { workers: workers.max(1) as f64, seconds: None, at: Instant::now() }
+        Self { workers: workers.max(1) as f64, seconds: 0.0, cost: 0.0, at: Instant::now() }
     }
 
     /// Takes note that one worker did `cost` in `took`.
     pub fn measured(&mut self, cost: usize, took: Duration, now: Instant) {
-        let newest = took.as_secs_f64() / cost.max(1) as f64;
-        self.seconds = Some(self.seconds.map_or(newest, |seconds| seconds + (newest - seconds) * NEWEST));
+        self.seconds = self.seconds * KEPT + took.as_secs_f64();
+        self.cost = self.cost * KEPT + cost.max(1) as f64;
         self.at = now;
+    }
+
+    /// Returns how many seconds one unit of cost takes one worker.
+    fn seconds(&self) -> Option<f64> {
+        (self.cost > 0.0).then(|| self.seconds / self.cost)
     }
 
     /// Returns how long a call of `own` cost, the largest piece of it `largest`, takes behind `ahead`; `None` when that
     /// is not known, or was measured too long ago to turn away a call that would find everything idle.
     pub fn estimate(&self, ahead: usize, own: usize, largest: usize, is_idle: bool, now: Instant) -> Option<Duration> {
-        let seconds = self.seconds?;
+        let seconds = self.seconds()?;
         if is_idle && now.saturating_duration_since(self.at) > FRESH {
             return None;
         }
@@ -47,7 +53,7 @@ impl Rate {
 
     /// Returns about how long `cost` takes all workers, as a time to stay away.
     pub fn drain(&self, cost: usize) -> Duration {
-        let seconds = self.seconds.map_or(0.0, |seconds| cost as f64 * seconds / self.workers);
+        let seconds = self.seconds().map_or(0.0, |seconds| cost as f64 * seconds / self.workers);
         Duration::from_secs_f64(seconds.min(LONGEST)).clamp(AWAY.0, AWAY.1)
     }
 }
@@ -68,6 +74,19 @@ mod tests {
         let estimate = rate.estimate(0, 200, 10, false, now).unwrap();
         assert!((estimate.as_secs_f64() - 1.0).abs() < 1e-9, "{estimate:?}");
         assert!((rate.drain(50).as_secs_f64() - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_small_batch_says_little_and_a_change_is_noticed() {
+        let (mut rate, now) = (Rate::new(1), Instant::now());
+        let seconds = |rate: &Rate| rate.estimate(0, 1, 1, false, now).unwrap().as_secs_f64();
+        rate.measured(1000, Duration::from_secs(1), now);
+        rate.measured(1, Duration::from_millis(10), now);
+        assert!(seconds(&rate) < 0.00102, "{}", seconds(&rate));
+        for _ in 0..20 {
+            rate.measured(1000, Duration::from_secs(3), now);
+        }
+        assert!((seconds(&rate) - 0.003).abs() < 0.0001, "{}", seconds(&rate));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub struct Tabular {
     pub schema: Schema,
     pub policy: Option<Policy>,
     batcher: Batcher<Job, Vec<f32>>,
+    /// Rows that take as long as explaining one.
+    explain_cost: usize,
     meters: ModelMeters,
 }
 
@@ -113,6 +115,7 @@ impl Tabular {
         // A linear model makes nothing of a row that is missing; trees always say something.
         let linear = answer.iter().all(|value| value.is_nan() || value.is_finite());
         ensure!(linear, "warm-up: the model's score is not finite");
+        let explain_cost = if model.explainable().is_ok() { explain_cost(&model) } else { 1 };
         let worker = model.clone();
         let limits = Limits { budget: Budget { items: limits.budget.items, cost: CHUNK_ROWS }, ..limits };
         let [queued, inline] = meters;
@@ -120,7 +123,7 @@ impl Tabular {
         let batcher = Batcher::start_cached(limits, queued, answers, move |jobs: &[&Job]| {
             jobs.iter().map(|job| run(&worker, job)).collect::<Vec<_>>()
         })?;
-        Ok(Self { name, model, schema, policy, batcher, meters: inline })
+        Ok(Self { name, model, schema, policy, batcher, explain_cost, meters: inline })
     }
 
     /// Returns the model itself: its kind, classes and outputs, and what becomes of margins.
@@ -174,9 +177,13 @@ impl Tabular {
         let rows = cells.len() / width;
         let cells = Arc::new(cells);
         let chunk = chunk.max(rows.div_ceil(MOST_CHUNKS));
+        let cost = match work {
+            Work::Score => 1,
+            Work::Explain => self.explain_cost,
+        };
         let jobs = (0..rows).step_by(chunk).map(|start| {
             let end = rows.min(start + chunk);
-            (Job { work, cells: cells.clone(), range: start * width..end * width }, end - start)
+            (Job { work, cells: cells.clone(), range: start * width..end * width }, (end - start) * cost)
         });
         let refused = |refused| Error::refused(&self.name, refused);
         let tickets = self.batcher.submit(jobs.collect(), admission).map_err(refused)?;
@@ -185,6 +192,25 @@ impl Tabular {
         let cached = rows.min(chunk * timing.cached);
         Ok((parts, Timing { batch: chunk.min(rows) * timing.batch, cached, ..timing }))
     }
+}
+
+/// Measures how many rows take as long as explaining one, so that the cost of both means the same.
+fn explain_cost(model: &TabularModel) -> usize {
+    const ROWS: usize = 64;
+    let width = model.num_features();
+    let job = |work, rows| Job { work, cells: Arc::new(vec![f32::NAN; rows * width]), range: 0..rows * width };
+    let fastest = |job: &Job| {
+        let time = |_| {
+            let begun = Instant::now();
+            std::hint::black_box(run(model, job));
+            begun.elapsed()
+        };
+        (0..3).map(time).min().unwrap_or_default().as_secs_f64()
+    };
+    let rows = fastest(&job(Work::Explain, 1)) / fastest(&job(Work::Score, ROWS)).max(1e-9) * ROWS as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a chunk")]
+    let cost = rows.clamp(1.0, CHUNK_ROWS as f64) as usize;
+    cost
 }
 
 /// Writes down what the answer to a job depends on.

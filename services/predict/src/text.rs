@@ -1,4 +1,7 @@
-//! Embedding and reranking: texts to tokens, tokens through the queue, one answer or one error per text.
+//! Text models: texts to tokens, tokens through the queue, one answer or one error per text.
+
+mod classify;
+mod sparse;
 
 use std::{sync::Arc, time::Instant};
 
@@ -12,6 +15,10 @@ use verdict_inference::{
     text::{Encoded, TextTokenizer},
 };
 
+pub use self::{
+    classify::{Classification, LabelScore, Labels},
+    sparse::{SparseEmbedding, SparseVector},
+};
 use crate::{
     admission::Admission,
     answers::{Scope, put_numbers},

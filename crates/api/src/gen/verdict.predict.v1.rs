@@ -3022,10 +3022,10 @@ pub struct TargetReport {
 pub struct ShadowReport {
     #[prost(string, tag = "1")]
     pub reference: ::prost::alloc::string::String,
-    /// Copies made for it.
+    /// Copies it answered or failed.
     #[prost(uint64, tag = "2")]
     pub copied: u64,
-    /// Copies that were not made because it was behind.
+    /// Copies that were not made because it was behind, or were given up after a minute.
     #[prost(uint64, tag = "3")]
     pub dropped: u64,
     /// Copies it failed, those included whose answer has another shape.

@@ -21,7 +21,11 @@ use verdict_testkit::{models, net::free_port, process::Child};
 
 use super::Work;
 
-const EMBEDDER: &str = "embedder@champion";
+/// In single precision, as its peers are.
+pub(crate) const EMBEDDER: &str = "embedder@champion";
+/// In the precision a model has that says none.
+pub(crate) const FAST_EMBEDDER: &str = "embedder-fast@champion";
+pub(crate) const RERANKER: &str = "reranker@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
 pub(crate) const GENERATOR: &str = "generator@champion";
 /// The first tree of the credit-risk model, for what a call costs besides the model.
@@ -45,23 +49,27 @@ impl Stack {
         let data = tempfile::tempdir()?;
         let smallest = data.path().join("one-tree");
         one_tree(&credit.join("1/model.json"), &smallest)?;
+        let fp32 = BTreeMap::from([("precision".to_owned(), "fp32".to_owned())]);
+        let none = BTreeMap::new;
         let published = [
-            (EMBEDDER, Task::TextEmbedding, embedder, None),
-            (CREDIT_RISK, Task::TabularClassification, credit.join("1"), Some(signature)),
-            (ONE_TREE, Task::TabularClassification, smallest, None),
+            (EMBEDDER, Task::TextEmbedding, embedder.clone(), None, fp32),
+            (FAST_EMBEDDER, Task::TextEmbedding, embedder, None, none()),
+            (RERANKER, Task::TextReranking, models::dir("ms-marco-MiniLM-L-12-v2"), None, none()),
+            (CREDIT_RISK, Task::TabularClassification, credit.join("1"), Some(signature), none()),
+            (ONE_TREE, Task::TabularClassification, smallest, None, none()),
         ];
         Self::with(bin_dir, published, ("PREDICT_WORKERS", workers)).await
     }
 
     /// As `start`, with the generator alone, which computes with `threads`.
     pub(crate) async fn generator(bin_dir: &Path, threads: usize) -> Result<Self> {
-        let published = [(GENERATOR, Task::TextGeneration, models::dir("gemma-3-270m"), None)];
+        let published = [(GENERATOR, Task::TextGeneration, models::dir("gemma-3-270m"), None, BTreeMap::new())];
         Self::with(bin_dir, published, ("PREDICT_GENERATION_THREADS", threads)).await
     }
 
     async fn with<const N: usize>(
         bin_dir: &Path,
-        published: [(&str, Task, PathBuf, Option<verdict_api::registry::Signature>); N],
+        published: [(&str, Task, PathBuf, Option<verdict_api::registry::Signature>, BTreeMap<String, String>); N],
         (setting, value): (&str, usize),
     ) -> Result<Self> {
         let data = tempfile::tempdir()?;
@@ -81,9 +89,9 @@ impl Stack {
         first.wait_ready(registry_admin, Duration::from_secs(30)).await;
         let channel = client::connect(&format!("http://{registry}"))?;
         let references = published.each_ref().map(|(reference, ..)| *reference).join(",");
-        for (reference, task, dir, signature) in published {
+        for (reference, task, dir, signature, parameters) in published {
             let model = reference.split('@').next().unwrap_or(reference);
-            publish_one(&channel, model, task, dir, signature).await?;
+            publish_one(&channel, model, task, dir, signature, parameters).await?;
         }
         let mut second = Child::spawn(
             &bin_dir.join("predict"),
@@ -156,13 +164,14 @@ async fn publish_one(
     task: Task,
     dir: PathBuf,
     signature: Option<verdict_api::registry::Signature>,
+    parameters: BTreeMap<String, String>,
 ) -> Result<()> {
     let publication = Publication {
         model: model.to_owned(),
         description: String::new(),
         task,
         signature,
-        parameters: BTreeMap::new(),
+        parameters,
         tags: BTreeMap::new(),
         dir,
         alias: Some("champion".to_owned()),

@@ -1,6 +1,9 @@
 //! The peers, each in its own process: `scripts/bench_peers.py` prints one JSON line a round.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -31,6 +34,12 @@ pub(super) fn ask(program: &Path, arguments: &[&str], threads: usize, seconds: f
     let mut command = Command::new(program);
     command.args(arguments);
     command.args(["--threads", &threads.to_string(), "--seconds", &seconds.to_string(), "--runs", "1"]);
+    read(command)
+}
+
+/// Runs a peer's program and reads the line it prints.
+pub(crate) fn read(mut command: Command) -> Result<Round> {
+    let program = PathBuf::from(command.get_program());
     let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
     ensure!(output.status.success(), "{}: {}", program.display(), String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;

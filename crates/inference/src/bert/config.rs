@@ -1,5 +1,6 @@
 //! What the JSON files beside a model's weights say, as far as it matters here.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -7,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::LoadError;
 
-use super::Pooling;
+use super::{Pooling, ProblemType};
 
 /// `config.json` of a BERT checkpoint.
 #[derive(Debug, Deserialize)]
@@ -27,6 +28,12 @@ pub(super) struct BertConfig {
     pub(super) type_vocab_size: usize,
     #[serde(default = "bert_epsilon")]
     pub(super) layer_norm_eps: f32,
+    #[serde(default)]
+    id2label: BTreeMap<String, String>,
+    #[serde(default)]
+    label2id: BTreeMap<String, usize>,
+    #[serde(default)]
+    problem_type: Option<String>,
 }
 
 fn absolute() -> String {
@@ -76,6 +83,46 @@ impl BertConfig {
             return Err(LoadError::malformed(&file, format!("layer_norm_eps is {}", config.layer_norm_eps)));
         }
         Ok(config)
+    }
+
+    /// The labels of a classifier in the order of its outputs, and what they mean to each other. Without any it has the
+    /// two that transformers gives such a model.
+    pub(super) fn labels(&self, dir: &Path) -> Result<(Vec<String>, ProblemType), LoadError> {
+        let file = dir.join("config.json");
+        let malformed = |problem: String| Err(LoadError::malformed(&file, problem));
+        let unnamed = BTreeMap::from([0, 1].map(|id| (id.to_string(), format!("LABEL_{id}"))));
+        let given = if self.id2label.is_empty() { &unnamed } else { &self.id2label };
+        let mut labels: Vec<String> = Vec::with_capacity(given.len());
+        for id in 0..given.len() {
+            match given.get(&id.to_string()) {
+                Some(label) if labels.contains(label) => return malformed(format!("id2label names `{label}` twice")),
+                Some(label) => labels.push(label.clone()),
+                None => return malformed(format!("id2label has {} labels but none of id {id}", given.len())),
+            }
+        }
+        for (id, label) in labels.iter().enumerate().filter(|_| !self.label2id.is_empty()) {
+            match self.label2id.get(label) {
+                Some(other) if *other == id => {}
+                Some(other) => {
+                    return malformed(format!("label2id says {other} of `{label}`, id2label says {id}"));
+                }
+                None => return malformed(format!("label2id lacks `{label}`")),
+            }
+        }
+        let problem = match self.problem_type.as_deref() {
+            Some("single_label_classification") => ProblemType::SingleLabel,
+            Some("multi_label_classification") => ProblemType::MultiLabel,
+            None if labels.len() > 1 => ProblemType::SingleLabel,
+            other => {
+                let problem = format!(
+                    "problem_type `{}` with {} label(s); supported: `single_label_classification`, `multi_label_classification`",
+                    other.unwrap_or("regression"),
+                    labels.len()
+                );
+                return Err(LoadError::unsupported(&file, problem));
+            }
+        };
+        Ok((labels, problem))
     }
 }
 

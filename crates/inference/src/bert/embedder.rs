@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::LoadError;
 use crate::text::{Encoded, TextTokenizer};
-use crate::weights::{self, Weights};
 
-use super::config::{BertConfig, SentenceConfig};
-use super::encoder::{Encoder, Rows};
+use super::config::SentenceConfig;
+use super::encoder::Rows;
+use super::model::Model;
+use super::options::{Precision, Run};
 
 /// How the vectors of a text's tokens become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,40 +26,25 @@ pub struct EmbedderOptions {
     pub pooling: Option<Pooling>,
     /// `None`: as `modules.json` says, else normalised.
     pub normalize: Option<bool>,
-    /// `None`: as `sentence_bert_config.json` says, else as many tokens as the model has positions.
-    pub max_length: Option<usize>,
+    pub run: Run,
 }
 
 /// A sentence embedding model.
 pub struct Embedder {
-    encoder: Encoder,
-    tokenizer: TextTokenizer,
+    model: Model,
     tokenizer_json: PathBuf,
     pooling: Pooling,
     normalizes: bool,
 }
 
 impl Embedder {
-    /// Loads `config.json`, `tokenizer.json` and `model.safetensors` of a directory.
+    /// Loads a directory; besides what every model has, it may hold the files sentence-transformers writes.
     pub fn load(dir: &Path, options: EmbedderOptions) -> Result<Self, LoadError> {
-        let config = BertConfig::load(dir)?;
         let sentence = SentenceConfig::load(dir)?;
-        let max_length = options.max_length.or(sentence.max_length).unwrap_or(config.max_position_embeddings);
-        if max_length > config.max_position_embeddings {
-            let problem = format!("{max_length} tokens; the model has {} positions", config.max_position_embeddings);
-            return Err(LoadError::unsupported(&dir.join("config.json"), problem));
-        }
-        let tokenizer_json = dir.join("tokenizer.json");
-        let tokenizer = TextTokenizer::from_file(&tokenizer_json, max_length)?;
-        let file = dir.join("model.safetensors");
-        let bytes = weights::map(&file)?;
-        let weights = Weights::parse(&file, &bytes, "embeddings.word_embeddings.weight", "bert.")?;
-        let encoder = Encoder::load(&config, &weights)?;
-        encoder.check(&tokenizer, &tokenizer_json)?;
+        let (model, ()) = Model::load(dir, options.run, sentence.max_length, |_, _, _| Ok(()))?;
         Ok(Self {
-            encoder,
-            tokenizer,
-            tokenizer_json,
+            model,
+            tokenizer_json: dir.join("tokenizer.json"),
             pooling: options.pooling.or(sentence.pooling).unwrap_or(Pooling::Mean),
             normalizes: options.normalize.or(sentence.normalize).unwrap_or(true),
         })
@@ -66,7 +52,7 @@ impl Embedder {
 
     /// The tokenizer whose encodings `embed` takes.
     pub fn tokenizer(&self) -> &TextTokenizer {
-        &self.tokenizer
+        &self.model.tokenizer
     }
 
     /// The file the tokenizer came from, for those who must cut texts as this model counts.
@@ -74,14 +60,19 @@ impl Embedder {
         &self.tokenizer_json
     }
 
+    /// What the products are computed in; never `Auto`.
+    pub fn precision(&self) -> Precision {
+        self.model.precision
+    }
+
     /// Length of an embedding.
     pub fn dimensions(&self) -> usize {
-        self.encoder.hidden()
+        self.model.encoder.hidden()
     }
 
     /// The largest number of tokens of one text, special ones included.
     pub fn max_length(&self) -> usize {
-        self.tokenizer.max_length()
+        self.model.tokenizer.max_length()
     }
 
     /// Says whether embeddings are meant to be normalised; `embed` leaves that to its caller.
@@ -89,12 +80,11 @@ impl Embedder {
         self.normalizes
     }
 
-    /// Computes one vector per input, in order, not normalised. Inputs come from `tokenizer`; ids the model doesn't
-    /// have and inputs beyond its positions panic.
+    /// Computes one vector per input, in order, not normalised.
     pub fn embed(&self, batch: &[&Encoded]) -> Vec<Vec<f32>> {
         let rows = if self.pooling == Pooling::Cls { Rows::First } else { Rows::All };
         let mut vectors = Vec::with_capacity(batch.len());
-        self.encoder.run(batch, rows, |states| vectors.push(mean(states, self.dimensions())));
+        self.model.encoder.run(batch, rows, |states| vectors.push(mean(states, self.dimensions())));
         vectors
     }
 }

@@ -3,15 +3,16 @@
 
 use std::cell::RefCell;
 use std::path::Path;
-
-use pulp::Arch;
+use std::sync::Arc;
 
 use crate::LoadError;
-use crate::kernels::{Attention, AttentionScratch, LayerNorm, Linear, Then};
+use crate::kernels::{Arithmetic, AttentionBuffers, LayerNorm, Operand, Then};
 use crate::text::{Encoded, TextTokenizer};
 use crate::weights::Weights;
 
 use super::config::BertConfig;
+use super::crew::{Crew, Member};
+use super::layer::Layer;
 
 /// Tokens computed together. Enough to use each weight many times while it is in the cache, few enough for all
 /// activations to stay in the second-level cache; longer sequences run alone.
@@ -24,11 +25,22 @@ pub(super) enum Rows {
     First,
 }
 
+/// An encoder, and the threads that help it with a single short input.
 pub(super) struct Encoder {
-    arch: Arch,
+    stack: Arc<Stack>,
+    crew: Option<Crew<Job>>,
+}
+
+/// What a helper computes its shards of.
+struct Job {
+    block: Vec<Encoded>,
+    rows: Rows,
+}
+
+/// Embeddings and layers.
+struct Stack {
+    arithmetic: Arithmetic,
     hidden: usize,
-    heads: usize,
-    wide: usize,
     words: Vec<f32>,
     positions: Vec<f32>,
     types: Vec<f32>,
@@ -36,24 +48,16 @@ pub(super) struct Encoder {
     layers: Vec<Layer>,
 }
 
-struct Layer {
-    /// Query (scaled by `1 / sqrt(head)`), key and value in one product.
-    qkv: Linear,
-    mixed: Linear,
-    mixed_norm: LayerNorm,
-    up: Linear,
-    down: Linear,
-    down_norm: LayerNorm,
-}
-
 /// Buffers of one thread; they grow to the largest block seen.
 #[derive(Default)]
 struct Scratch {
-    states: Vec<f32>,
+    states: Operand,
+    sums: Vec<f32>,
     qkv: Vec<f32>,
-    context: Vec<f32>,
-    wide: Vec<f32>,
-    attention: AttentionScratch,
+    /// One for each shard.
+    contexts: Vec<Operand>,
+    wide: Operand,
+    attention: AttentionBuffers,
 }
 
 thread_local! {
@@ -61,62 +65,45 @@ thread_local! {
 }
 
 impl Encoder {
-    pub(super) fn load(config: &BertConfig, weights: &Weights<'_>) -> Result<Self, LoadError> {
-        let arch = Arch::new();
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        let linear = |name: String, inputs: usize, outputs: usize| {
-            let weight = weights.take(&format!("{name}.weight"), &[outputs, inputs])?;
-            let bias = weights.take(&format!("{name}.bias"), &[outputs])?;
-            Ok(Linear::new(arch, &weight, bias, inputs, outputs))
-        };
-        let norm = |name: String| {
-            let scale = weights.take(&format!("{name}.weight"), &[hidden])?;
-            let shift = weights.take(&format!("{name}.bias"), &[hidden])?;
-            Ok(LayerNorm::new(arch, scale, shift, config.layer_norm_eps))
-        };
-        let qkv = |layer: usize| {
-            let (mut weight, mut bias) = (Vec::new(), Vec::new());
-            for part in ["query", "key", "value"] {
-                let name = format!("encoder.layer.{layer}.attention.self.{part}");
-                weight.extend(weights.take(&format!("{name}.weight"), &[hidden, hidden])?);
-                bias.extend(weights.take(&format!("{name}.bias"), &[hidden])?);
-            }
-            let scale = ((hidden / config.num_attention_heads) as f32).sqrt().recip();
-            weight[..hidden * hidden].iter_mut().chain(&mut bias[..hidden]).for_each(|value| *value *= scale);
-            Ok(Linear::new(arch, &weight, bias, hidden, 3 * hidden))
-        };
-        let layer = |at: usize| {
-            let name = |part: &str| format!("encoder.layer.{at}.{part}");
-            Ok(Layer {
-                qkv: qkv(at)?,
-                mixed: linear(name("attention.output.dense"), hidden, hidden)?,
-                mixed_norm: norm(name("attention.output.LayerNorm"))?,
-                up: linear(name("intermediate.dense"), hidden, wide)?,
-                down: linear(name("output.dense"), wide, hidden)?,
-                down_norm: norm(name("output.LayerNorm"))?,
-            })
-        };
+    /// Reads the weights. A single short input is computed by up to `threads` threads where the model's heads can be
+    /// shared out evenly.
+    pub(super) fn load(
+        config: &BertConfig,
+        weights: &Weights<'_>,
+        arithmetic: Arithmetic,
+        threads: usize,
+    ) -> Result<Self, LoadError> {
+        let hidden = config.hidden_size;
+        let heads = config.num_attention_heads;
+        let shards = (1..=threads.min(heads)).rev().find(|shards| heads.is_multiple_of(*shards)).unwrap_or(1);
         let table = |name: &str, rows: usize| weights.take(&format!("embeddings.{name}.weight"), &[rows, hidden]);
-        Ok(Self {
-            arch,
+        let stack = Arc::new(Stack {
+            arithmetic,
             hidden,
-            heads: config.num_attention_heads,
-            wide,
             words: table("word_embeddings", config.vocab_size)?,
             positions: table("position_embeddings", config.max_position_embeddings)?,
             types: table("token_type_embeddings", config.type_vocab_size)?,
-            norm: norm("embeddings.LayerNorm".into())?,
-            layers: (0..config.num_hidden_layers).map(layer).collect::<Result<_, LoadError>>()?,
-        })
+            norm: weights.norm("embeddings.LayerNorm", hidden, config.layer_norm_eps, arithmetic.arch)?,
+            layers: (0..config.num_hidden_layers)
+                .map(|at| Layer::load(at, config, weights, arithmetic, shards))
+                .collect::<Result<_, LoadError>>()?,
+        });
+        let helper = stack.clone();
+        let work = move |job: Job, member: Member<'_>| {
+            let block: Vec<&Encoded> = job.block.iter().collect();
+            SCRATCH.with_borrow_mut(|scratch| helper.block(&block, job.rows, scratch, Some(member)));
+        };
+        Ok(Self { stack, crew: (shards > 1).then(|| Crew::start(shards, work)) })
     }
 
     /// Refuses a tokenizer that makes ids or segments this model has no row for.
     pub(super) fn check(&self, tokenizer: &TextTokenizer, file: &Path) -> Result<(), LoadError> {
-        let (largest, rows) = (tokenizer.largest_id() as usize, self.words.len() / self.hidden);
+        let Stack { words, types, hidden, .. } = &*self.stack;
+        let (largest, rows) = (tokenizer.largest_id() as usize, words.len() / hidden);
         if largest >= rows {
             return Err(LoadError::malformed(file, format!("token id {largest} exceeds the model's {rows} tokens")));
         }
-        let (segment, segments) = (tokenizer.largest_segment() as usize, self.types.len() / self.hidden);
+        let (segment, segments) = (tokenizer.largest_segment() as usize, types.len() / hidden);
         if segment >= segments {
             return Err(LoadError::malformed(file, format!("segment {segment} exceeds the model's {segments}")));
         }
@@ -124,7 +111,16 @@ impl Encoder {
     }
 
     pub(super) fn hidden(&self) -> usize {
-        self.hidden
+        self.stack.hidden
+    }
+
+    pub(super) fn arithmetic(&self) -> Arithmetic {
+        self.stack.arithmetic
+    }
+
+    /// The embedding of each word, row by row.
+    pub(super) fn words(&self) -> &[f32] {
+        &self.stack.words
     }
 
     /// Runs the encoder and hands each sequence's rows to `read`, in order. The inputs come from the model's own
@@ -141,54 +137,73 @@ impl Encoder {
                     tokens <= BLOCK
                 });
                 let (block, after) = rest.split_at(fitting.count().max(1));
-                self.block(block, rows, scratch, &mut read);
+                match &self.crew {
+                    Some(crew) if block.len() == batch.len() => {
+                        let job = || Job { block: block.iter().map(|one| (*one).clone()).collect(), rows };
+                        crew.run(job, |member| self.stack.block(block, rows, scratch, member));
+                    }
+                    Some(crew) => {
+                        let _busy = crew.busy();
+                        self.stack.block(block, rows, scratch, None);
+                    }
+                    None => self.stack.block(block, rows, scratch, None),
+                }
+                let mut states = &scratch.states.values[..];
+                for sequence in block {
+                    let queries = if rows == Rows::First { 1 } else { sequence.ids.len() };
+                    let (own, after) = states.split_at(queries * self.stack.hidden);
+                    read(own);
+                    states = after;
+                }
                 rest = after;
             }
         });
     }
+}
 
-    fn block(&self, block: &[&Encoded], rows: Rows, scratch: &mut Scratch, read: &mut impl FnMut(&[f32])) {
-        let Self { hidden, wide, .. } = *self;
+impl Stack {
+    /// Computes a block; the wanted rows of each sequence are then the states of `scratch`. A member computes its own
+    /// shard of each layer and has the rest from the others.
+    fn block(&self, block: &[&Encoded], rows: Rows, scratch: &mut Scratch, mut member: Option<Member<'_>>) {
+        let Self { hidden, arithmetic, .. } = *self;
         let tokens: usize = block.iter().map(|sequence| sequence.ids.len()).sum();
-        let Scratch { states, qkv, context, wide: up, attention } = scratch;
-        let states = sized(states, tokens * hidden);
-        let qkv = sized(qkv, tokens * 3 * hidden);
-        let context = sized(context, tokens * hidden);
-        let up = sized(up, tokens * wide);
-        self.embed(block, states);
-        let mut kept = tokens;
+        let Scratch { states, sums, qkv, contexts, wide, attention } = scratch;
+        self.embed(block, states.sized(tokens, hidden));
+        states.each(arithmetic, |row| self.norm.apply(row));
         for (at, layer) in self.layers.iter().enumerate() {
             let only_first = rows == Rows::First && at + 1 == self.layers.len();
-            layer.qkv.apply(states, qkv, Then::Store);
-            let mut start = 0;
-            kept = 0;
-            for sequence in block {
-                let length = sequence.ids.len();
-                let queries = if only_first { 1 } else { length };
-                let output = &mut context[kept * hidden..][..queries * hidden];
-                let qkv = &qkv[start * 3 * hidden..][..length * 3 * hidden];
-                let (heads, head) = (self.heads, hidden / self.heads);
-                Attention { qkv, heads, head, output, scratch: attention }.run(self.arch);
-                if kept != start {
-                    states.copy_within(start * hidden..(start + queries) * hidden, kept * hidden);
-                }
-                start += length;
-                kept += queries;
+            let shards = match &member {
+                Some(member) => &layer.shards[member.number()..][..1],
+                None => &layer.shards[..],
+            };
+            contexts.resize_with(contexts.len().max(shards.len()), Operand::default);
+            for (shard, context) in shards.iter().zip(&mut *contexts) {
+                shard.attend(states, (block, only_first), qkv, context, attention, arithmetic);
             }
-            let states = &mut states[..kept * hidden];
-            let up = &mut up[..kept * wide];
-            layer.mixed.apply(&context[..kept * hidden], states, Then::Add);
-            layer.mixed_norm.apply(states);
-            layer.up.apply(states, up, Then::Gelu);
-            layer.down.apply(up, states, Then::Add);
-            layer.down_norm.apply(states);
-        }
-        let mut states = &states[..kept * hidden];
-        for sequence in block {
-            let queries = if rows == Rows::First { 1 } else { sequence.ids.len() };
-            let (own, after) = states.split_at(queries * hidden);
-            read(own);
-            states = after;
+            if only_first {
+                keep_first(block, &mut states.values, hidden);
+            }
+            let mix = |output: &mut [f32]| {
+                shards
+                    .iter()
+                    .zip(&*contexts)
+                    .for_each(|(shard, context)| shard.mixed.apply(context, output, Then::Add));
+            };
+            match &mut member {
+                Some(member) => member.exchange(&mut states.values, mix),
+                None => mix(&mut states.values),
+            }
+            states.each(arithmetic, |row| layer.mixed_norm.apply(row));
+            sums.clone_from(&states.values);
+            let mut feed_forward = |output: &mut [f32]| {
+                shards.iter().for_each(|shard| shard.feed_forward(states, wide, output, arithmetic));
+            };
+            match &mut member {
+                Some(member) => member.exchange(sums, feed_forward),
+                None => feed_forward(sums),
+            }
+            std::mem::swap(sums, &mut states.values);
+            states.each(arithmetic, |row| layer.down_norm.apply(row));
         }
     }
 
@@ -203,13 +218,15 @@ impl Encoder {
                 *state = word + segment + place;
             }
         }
-        self.norm.apply(states);
     }
 }
 
-fn sized(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
-    if buffer.len() < length {
-        buffer.resize(length, 0.0);
+/// Moves the first row of each sequence to the front and drops the others.
+fn keep_first(block: &[&Encoded], states: &mut Vec<f32>, hidden: usize) {
+    let mut start = 0;
+    for (kept, sequence) in block.iter().enumerate() {
+        states.copy_within(start * hidden..(start + 1) * hidden, kept * hidden);
+        start += sequence.ids.len();
     }
-    &mut buffer[..length]
+    states.truncate(block.len() * hidden);
 }

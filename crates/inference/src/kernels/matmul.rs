@@ -51,6 +51,10 @@ impl Linear {
         Self { inputs, outputs, padded, bias, packed, arch }
     }
 
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
     /// Applies the layer to `rows.len() / inputs` rows; both sides are row-major without gaps.
     pub(crate) fn apply(&self, rows: &[f32], output: &mut [f32], then: Then) {
         let count = rows.len() / self.inputs;

@@ -2,6 +2,8 @@
 
 use pulp::Arch;
 
+use super::Level;
+
 /// The architectures that can run here, the portable one always among them.
 pub(crate) fn architectures() -> Vec<Arch> {
     let mut all = vec![Arch::Scalar];
@@ -13,6 +15,17 @@ pub(crate) fn architectures() -> Vec<Arch> {
     #[cfg(not(target_arch = "x86_64"))]
     all.push(Arch::new());
     all
+}
+
+/// The levels that can run here, the portable one always among them.
+pub(crate) fn levels() -> Vec<Level> {
+    match Level::detect() {
+        Level::Portable => vec![Level::Portable],
+        #[cfg(target_arch = "x86_64")]
+        Level::Vnni => vec![Level::Portable, Level::Vnni],
+        #[cfg(target_arch = "x86_64")]
+        Level::VnniBf16 => vec![Level::Portable, Level::Vnni, Level::VnniBf16],
+    }
 }
 
 /// Repeatable numbers in [-1, 1).

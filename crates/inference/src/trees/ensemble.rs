@@ -124,7 +124,7 @@ mod tests {
             let values = [f32::NAN, -0.0, 0.0, -0.5, 1.0, 2.0, 2.5, 3.0, 63.0, 64.0, 200.0, 260.0, f32::INFINITY, -7.25];
             let cells: Vec<f32> = (0..rows * 5).map(|at| {
                 let mixed = (seed ^ at as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
-                if mixed % 2 == 0 { values[mixed as usize / 2 % values.len()] } else { (mixed % 97) as f32 / 8.0 - 4.0 }
+                if mixed.is_multiple_of(2) { values[mixed as usize / 2 % values.len()] } else { (mixed % 97) as f32 / 8.0 - 4.0 }
             }).collect();
             let mut expected = vec![0.0; rows * 2];
             let walking = Ensemble { forest, bins: None, explainer: OnceLock::new() };

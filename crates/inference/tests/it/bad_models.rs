@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use verdict_inference::LoadError;
-use verdict_inference::bert::{Embedder, EmbedderOptions, Reranker};
+use verdict_inference::bert::{Embedder, EmbedderOptions, Reranker, Run};
 use verdict_testkit::models;
 
 /// A copy of MiniLM in which a test may spoil something; the weights are linked, not copied.
@@ -57,10 +57,15 @@ fn sentence_settings_are_read_and_checked() {
     fs::write(dir.path().join("modules.json"), "[]").unwrap();
     let embedder = Embedder::load(dir.path(), EmbedderOptions::default()).unwrap();
     assert_eq!((embedder.max_length(), embedder.normalizes()), (99, false));
-    let options = EmbedderOptions { max_length: Some(77), normalize: Some(true), ..EmbedderOptions::default() };
+    let options = EmbedderOptions {
+        normalize: Some(true),
+        run: Run { max_length: Some(77), ..Run::default() },
+        ..EmbedderOptions::default()
+    };
     let embedder = Embedder::load(dir.path(), options).unwrap();
     assert_eq!((embedder.max_length(), embedder.normalizes()), (77, true));
-    let too_long = EmbedderOptions { max_length: Some(513), ..EmbedderOptions::default() };
+    let too_long =
+        EmbedderOptions { run: Run { max_length: Some(513), ..Run::default() }, ..EmbedderOptions::default() };
     assert!(problem(dir.path(), too_long).contains("513 tokens; the model has 512 positions"));
     fs::create_dir(dir.path().join("1_Pooling")).unwrap();
     fs::write(dir.path().join("1_Pooling/config.json"), r#"{"pooling_mode_max_tokens": true}"#).unwrap();
@@ -101,6 +106,6 @@ fn damaged_weights_and_tokenizers_are_refused_by_file() {
 
 #[test]
 fn an_embedding_model_is_no_reranker() {
-    let problem = Reranker::load(&models::dir("all-MiniLM-L6-v2")).err().unwrap().to_string();
+    let problem = Reranker::load(&models::dir("all-MiniLM-L6-v2"), Run::default()).err().unwrap().to_string();
     assert!(problem.contains("tensor `classifier.weight` is missing"), "{problem}");
 }

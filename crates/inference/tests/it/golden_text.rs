@@ -7,7 +7,7 @@ use verdict_inference::text::Encoded;
 use verdict_testkit::golden::{cosine, max_abs};
 use verdict_testkit::models;
 
-use crate::support::golden_json;
+use crate::support::{FP32, golden_json};
 
 #[derive(Deserialize)]
 struct Embedding {
@@ -35,14 +35,16 @@ fn embeddings_equal(embedder: &Embedder, golden: &str) {
 
 #[test]
 fn minilm_embeds_as_pytorch_does() {
-    let embedder = Embedder::load(&models::dir("all-MiniLM-L6-v2"), EmbedderOptions::default()).unwrap();
+    let embedder =
+        Embedder::load(&models::dir("all-MiniLM-L6-v2"), EmbedderOptions { run: FP32, ..EmbedderOptions::default() })
+            .unwrap();
     assert_eq!(embedder.max_length(), 256);
     embeddings_equal(&embedder, "minilm_l6_v2.json");
 }
 
 #[test]
 fn bge_embeds_as_pytorch_does() {
-    let options = EmbedderOptions { pooling: Some(Pooling::Cls), ..EmbedderOptions::default() };
+    let options = EmbedderOptions { pooling: Some(Pooling::Cls), run: FP32, ..EmbedderOptions::default() };
     let embedder = Embedder::load(&models::dir("bge-small-en-v1.5"), options).unwrap();
     embeddings_equal(&embedder, "bge_small_en.json");
 }
@@ -58,7 +60,7 @@ struct Pair {
 
 #[test]
 fn the_cross_encoder_scores_as_pytorch_does() {
-    let reranker = Reranker::load(&models::dir("ms-marco-MiniLM-L-12-v2")).unwrap();
+    let reranker = Reranker::load(&models::dir("ms-marco-MiniLM-L-12-v2"), FP32).unwrap();
     let cases: Vec<Pair> = golden_json("reranker_l12.json");
     let encoded: Vec<_> = cases
         .iter()

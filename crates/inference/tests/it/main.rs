@@ -4,9 +4,11 @@
 
 mod bad_models;
 mod bad_tables;
+mod bad_texts;
 mod engine;
 mod families;
 mod generation;
+mod golden_heads;
 mod golden_text;
 mod golden_trees;
 mod packing;

@@ -7,9 +7,11 @@ use verdict_inference::ItemError;
 use verdict_inference::bert::{Embedder, EmbedderOptions, Pooling, Reranker};
 use verdict_testkit::models;
 
+use crate::support::FP32;
+
 static EMBEDDERS: LazyLock<[Embedder; 2]> = LazyLock::new(|| {
     [Pooling::Mean, Pooling::Cls].map(|pooling| {
-        let options = EmbedderOptions { pooling: Some(pooling), ..EmbedderOptions::default() };
+        let options = EmbedderOptions { pooling: Some(pooling), run: FP32, ..EmbedderOptions::default() };
         Embedder::load(&models::dir("all-MiniLM-L6-v2"), options).unwrap()
     })
 });
@@ -36,7 +38,7 @@ proptest! {
 
 #[test]
 fn a_pair_scores_the_same_alone_and_in_a_batch() {
-    let reranker = Reranker::load(&models::dir("ms-marco-MiniLM-L-12-v2")).unwrap();
+    let reranker = Reranker::load(&models::dir("ms-marco-MiniLM-L-12-v2"), FP32).unwrap();
     let long = "the wing in the slipstream of a propeller ".repeat(80);
     let encoded: Vec<_> = ["a wing", &long, "bread and butter"]
         .map(|document| reranker.tokenizer().encode_pair("what is a wing", document).unwrap())

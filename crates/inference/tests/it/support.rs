@@ -1,9 +1,14 @@
 //! Golden files.
 
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
+use verdict_inference::bert::{Precision, Run};
+
+/// Single precision on one thread: what reference values are compared with.
+pub(crate) const FP32: Run = Run { precision: Precision::Fp32, threads: NonZeroUsize::MIN, max_length: None };
 
 pub(crate) fn golden(name: &str) -> Vec<u8> {
     let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);

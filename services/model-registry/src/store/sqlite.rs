@@ -62,6 +62,9 @@ const GROUPS: usize = 1;
 /// How long a write waits for another process (a backup, a second registry) to finish its own.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS: u32 = 4;
+/// Bytes of the file that readers map: what is read from there needs no place in the page cache, over which all connections
+/// of a process share one lock.
+const MAPPED: u64 = 4 << 30;
 /// Rows a query may be ahead of who reads them: each time it must wait costs more than a row.
 const ROWS_AHEAD: usize = 512;
 /// Statements that insert up to as many rows are kept ready.
@@ -97,6 +100,7 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
         .execute(&writer)
         .await
         .with_context(context)?;
+    let options = options.pragma("mmap_size", MAPPED.to_string());
     let reader = limited(pool(READERS), GIVE_UP).connect_with(options).await.with_context(context)?;
     Ok(SqliteStore::new(writer, reader))
 }

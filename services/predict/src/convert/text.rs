@@ -6,7 +6,7 @@ use verdict_inference::text::Token;
 use super::{MAX_INPUTS, item_error, number, several};
 use crate::{
     error::{Error, Result},
-    text::{Item, MAX_TEXT, Score, Vector},
+    text::{Item, LabelScore, Labels, MAX_TEXT, Score, SparseVector, Vector},
 };
 
 /// Most bytes of a rerank query: it is tokenized with every document.
@@ -18,6 +18,15 @@ pub struct Embed {
     pub inputs: Vec<String>,
     pub truncate: bool,
     pub normalize: Option<bool>,
+}
+
+/// Texts to embed or to classify, of whose answers only the best are wanted.
+pub struct Top {
+    pub model: String,
+    pub inputs: Vec<String>,
+    pub truncate: bool,
+    /// `None`: all.
+    pub top: Option<usize>,
 }
 
 /// Documents to rank.
@@ -33,6 +42,24 @@ pub fn embed(request: api::EmbedRequest) -> Result<Embed> {
     let api::EmbedRequest { model, inputs, truncate, normalize } = request;
     several("inputs", inputs.len())?;
     Ok(Embed { model, inputs, truncate, normalize })
+}
+
+/// Checks a request to embed into sparse vectors.
+pub fn embed_sparse(request: api::EmbedSparseRequest) -> Result<Top> {
+    let api::EmbedSparseRequest { model, inputs, truncate, top_k } = request;
+    several("inputs", inputs.len())?;
+    Ok(Top { model, inputs, truncate, top: top(top_k) })
+}
+
+/// Checks a request to classify.
+pub fn classify(request: api::ClassifyRequest) -> Result<Top> {
+    let api::ClassifyRequest { model, inputs, truncate, top_k } = request;
+    several("inputs", inputs.len())?;
+    Ok(Top { model, inputs, truncate, top: top(top_k) })
+}
+
+fn top(top_k: u32) -> Option<usize> {
+    (top_k > 0).then_some(top_k as usize)
 }
 
 /// Checks a request to rerank.
@@ -81,6 +108,29 @@ pub fn embedding(item: Item<Vector>) -> api::Embedding {
     match item {
         Ok(Vector { values, tokens }) => api::Embedding { values, tokens: number(tokens), error: None },
         Err(failure) => api::Embedding { error: Some(item_error(failure)), ..api::Embedding::default() },
+    }
+}
+
+/// Answers one text of several.
+pub fn sparse_embedding(item: Item<SparseVector>) -> api::SparseEmbedding {
+    match item {
+        Ok(SparseVector { pairs, tokens }) => {
+            let (indices, values) = pairs.into_iter().unzip();
+            api::SparseEmbedding { indices, values, tokens: number(tokens), error: None }
+        }
+        Err(failure) => api::SparseEmbedding { error: Some(item_error(failure)), ..api::SparseEmbedding::default() },
+    }
+}
+
+/// Answers one text of several.
+pub fn classification(item: Item<Labels>) -> api::Classification {
+    match item {
+        Ok(Labels { scores, tokens }) => {
+            let score = |LabelScore { label, score, logit }| api::LabelScore { label, score, logit };
+            let labels = scores.into_iter().map(score).collect();
+            api::Classification { labels, tokens: number(tokens), error: None }
+        }
+        Err(failure) => api::Classification { error: Some(item_error(failure)), ..api::Classification::default() },
     }
 }
 

@@ -57,28 +57,68 @@ macro_rules! families {
 mod every_family {
     use super::*;
 
-    families!(tabular, embedding, reranking, generation);
+    families!(
+        tabular,
+        tabular_multiclass,
+        tabular_regression,
+        embedding,
+        reranking,
+        sparse,
+        classification,
+        generation
+    );
 }
 
 fn tabular() -> Family {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../crates/demo/data/credit-risk/1");
+    rows_of(start(Task::TabularClassification, demo_model()), 20)
+}
+
+fn tabular_multiclass() -> Family {
+    rows_of(start_golden(Task::TabularClassification, "lgb_multi_cat.txt", "model.txt"), 8)
+}
+
+/// Two numbers a row.
+fn tabular_regression() -> Family {
+    rows_of(start_golden(Task::TabularRegression, "xgb_targets.json", "model.json"), 8)
+}
+
+fn rows_of(served: Served, columns: usize) -> Family {
     let rows = |count: usize| {
-        let cells = (0..count * 20).map(|at| if at % 17 == 5 { f32::NAN } else { (at * 7919 % 13) as f32 });
-        vec![Tensor::new("input", [count, 20], Data::Fp32(cells.collect()))]
+        let cells = (0..count * columns).map(|at| if at % 17 == 5 { f32::NAN } else { (at * 7919 % 13) as f32 });
+        vec![Tensor::new("input", [count, columns], Data::Fp32(cells.collect()))]
     };
     Family {
-        served: start(Task::TabularClassification, dir),
+        served,
         calls: vec![rows(1), rows(7), rows(900)],
         typed: |served, mut inputs| {
             async move {
                 let tabular: &crate::tabular::Tabular = served.typed().unwrap();
-                let cells = inputs.remove(0).into_floats().unwrap();
-                let (margins, _) = tabular.margins(cells, Admission::default()).await.unwrap();
-                vec![Tensor::floats("margin", margins)]
+                let input = inputs.remove(0);
+                let outputs = tabular.model().num_outputs();
+                let mut shape = vec![input.shape[0]];
+                if outputs > 1 {
+                    shape.push(outputs);
+                }
+                let (margins, _) = tabular.margins(input.into_floats().unwrap(), Admission::default()).await.unwrap();
+                vec![Tensor::new("margin", shape, Data::Fp32(margins))]
             }
             .boxed()
         },
     }
+}
+
+fn demo_model() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../crates/demo/data/credit-risk/1")
+}
+
+/// Starts a small model that the inference crate carries.
+fn start_golden(task: Task, name: &str, file: &str) -> Served {
+    let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden/trees");
+    let packed = std::fs::File::open(golden.join(format!("{name}.gz"))).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut unpacked = std::fs::File::create(dir.path().join(file)).unwrap();
+    std::io::copy(&mut flate2::read::GzDecoder::new(packed), &mut unpacked).unwrap();
+    start(task, dir.path().to_owned())
 }
 
 fn embedding() -> Family {
@@ -118,6 +158,44 @@ fn reranking() -> Family {
                 let query = inputs.remove(0).into_texts().unwrap().remove(0);
                 let (items, _) = reranking.score(query, documents, Admission::default()).await.unwrap();
                 vec![Tensor::floats("logit", items.into_iter().map(|item| item.unwrap().logit).collect())]
+            }
+            .boxed()
+        },
+    }
+}
+
+fn sparse() -> Family {
+    let texts = |texts: &[&str]| vec![Tensor::texts("text", texts.iter().copied())];
+    Family {
+        served: start(Task::TextSparseEmbedding, verdict_testkit::models::dir("splade-tiny")),
+        calls: vec![texts(&["one"]), texts(&["a bank lends money", "cats sleep", "ein kurzer Satz"])],
+        typed: |served, mut inputs| {
+            async move {
+                let sparse: &crate::text::SparseEmbedding = served.typed().unwrap();
+                let texts = inputs.remove(0).into_texts().unwrap();
+                let (items, _) = sparse.embed(texts, false, None, Admission::default()).await.unwrap();
+                let pairs = items.into_iter().flat_map(|item| item.unwrap().pairs);
+                vec![Tensor::floats("values", pairs.map(|(_, weight)| weight).collect())]
+            }
+            .boxed()
+        },
+    }
+}
+
+fn classification() -> Family {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../crates/inference/tests/golden/tiny_classifier");
+    let texts = |texts: &[&str]| vec![Tensor::texts("text", texts.iter().copied())];
+    Family {
+        served: start(Task::TextClassification, dir),
+        calls: vec![texts(&["bad risk"]), texts(&["the customer pays on time", "zebra", "a good bank"])],
+        typed: |served, mut inputs| {
+            async move {
+                let classification: &crate::text::Classification = served.typed().unwrap();
+                let texts = inputs.remove(0).into_texts().unwrap();
+                let count = texts.len();
+                let (items, _) = classification.logits(texts, false, Admission::default()).await.unwrap();
+                let values = items.into_iter().flat_map(|item| item.unwrap().0).collect();
+                vec![Tensor::new("logit", [count, 3], Data::Fp32(values))]
             }
             .boxed()
         },

@@ -5,7 +5,7 @@ use verdict_inference::trees::Kind;
 
 use super::{
     Answered, Engine, Inputs, Signature, Wanted,
-    tensor::{Data, Datatype, Spec, Tensor},
+    tensor::{Data, Datatype, Spec, Tensor, refused},
 };
 use crate::{admission::Admission, error::Result, release::Task, tabular::Tabular};
 
@@ -64,7 +64,7 @@ impl Engine for Tabular {
             let problem = format!("is {}: a finite number, or NaN for a missing value", cells[index]);
             return Err(input.refused("WRONG_VALUE", &format!("contents[{index}]"), problem));
         }
-        let (at, columns) = (Tensor { data: Data::Fp32(Vec::new()), ..input.clone() }, self.schema.inputs().len());
+        let (at, columns) = (input.at, self.schema.inputs().len());
         let (margins, timing) = self.margins(input.into_floats()?, admission).await?;
         let mut answers = margins.clone();
         self.model().transform(&mut answers);
@@ -73,7 +73,7 @@ impl Engine for Tabular {
             let row = index / outputs;
             let problem =
                 format!("begins row {row}, whose answer is no finite number: a value is missing, or too large");
-            return Err(at.refused("WRONG_VALUE", &format!("contents[{}]", row * columns), problem));
+            return Err(refused("WRONG_VALUE", format!("inputs[{at}].contents[{}]", row * columns), problem));
         }
         let rows = margins.len() / outputs;
         let shape = if outputs == 1 { vec![rows] } else { vec![rows, outputs] };

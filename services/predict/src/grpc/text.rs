@@ -3,8 +3,9 @@
 use futures::stream::{self, StreamExt};
 use tonic::{Request, Response, Status};
 use verdict_api::predict::{
-    EmbedRequest, EmbedResponse, GetTokenizerRequest, GetTokenizerResponse, RerankRequest, RerankResponse,
-    TokenizeRequest, TokenizeResponse, TokenizerHeader, get_tokenizer_response::Part,
+    ClassifyRequest, ClassifyResponse, EmbedRequest, EmbedResponse, EmbedSparseRequest, EmbedSparseResponse,
+    GetTokenizerRequest, GetTokenizerResponse, RerankRequest, RerankResponse, TokenizeRequest, TokenizeResponse,
+    TokenizerHeader, get_tokenizer_response::Part,
 };
 use verdict_chassis::context;
 
@@ -32,6 +33,32 @@ pub(super) async fn embed(
     let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.normalize, admission).await?;
     let embeddings = vectors.into_iter().map(convert::text::embedding).collect();
     Ok(Response::new(EmbedResponse { embeddings, served_by: Some(convert::served_by(&found, timing)) }))
+}
+
+pub(super) async fn embed_sparse(
+    catalog: &Catalog,
+    request: Request<EmbedSparseRequest>,
+) -> Result<Response<EmbedSparseResponse>, Status> {
+    let admission = Admission::of(&request)?;
+    let call = convert::text::embed_sparse(request.into_inner())?;
+    let found = catalog.find(&call.model)?;
+    let embedding = found.model.sparse_embedding()?;
+    let (vectors, timing) = embedding.embed(call.inputs, call.truncate, call.top, admission).await?;
+    let embeddings = vectors.into_iter().map(convert::text::sparse_embedding).collect();
+    Ok(Response::new(EmbedSparseResponse { embeddings, served_by: Some(convert::served_by(&found, timing)) }))
+}
+
+pub(super) async fn classify(
+    catalog: &Catalog,
+    request: Request<ClassifyRequest>,
+) -> Result<Response<ClassifyResponse>, Status> {
+    let admission = Admission::of(&request)?;
+    let call = convert::text::classify(request.into_inner())?;
+    let found = catalog.find(&call.model)?;
+    let classification = found.model.classification()?;
+    let (labels, timing) = classification.classify(call.inputs, call.truncate, call.top, admission).await?;
+    let classifications = labels.into_iter().map(convert::text::classification).collect();
+    Ok(Response::new(ClassifyResponse { classifications, served_by: Some(convert::served_by(&found, timing)) }))
 }
 
 pub(super) async fn rerank(

@@ -27,7 +27,7 @@ use crate::{metrics::ShadowMeters, reference::Reference, spare};
 const MOST_BYTES: usize = 64 << 20;
 /// Copies that are worked on at the same time, so that they can share batches.
 const AT_ONCE: usize = 16;
-/// A copy that is not answered within this has failed.
+/// A copy that is not answered within this is given up: there is no time to spare.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Newest differences whose quantiles are told.
 const QUANTILES: usize = 4096;
@@ -205,7 +205,7 @@ impl ShadowTarget {
         Seen { dropped: self.dropped.load(Ordering::Relaxed), ..self.seen.lock().clone() }
     }
 
-    /// Counts a copy that was not made.
+    /// Counts a copy that was not made, or given up.
     pub fn dropped(&self) {
         self.meters.dropped();
         self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -218,13 +218,15 @@ impl ShadowTarget {
         given: Scores,
         answer: BoxFuture<'static, Result<Scores, String>>,
     ) {
-        self.seen.lock().copied += 1;
-        let answer = tokio::time::timeout(PATIENCE, answer).await;
-        let answer = answer.unwrap_or_else(|_elapsed| Err(format!("no answer within {PATIENCE:?}")));
+        let Ok(answer) = tokio::time::timeout(PATIENCE, answer).await else {
+            self.dropped();
+            return;
+        };
         let compared = answer.and_then(|scores| {
             given.differences(&scores).ok_or_else(|| "its answer has nothing in common with the one given".to_owned())
         });
         let mut seen = self.seen.lock();
+        seen.copied += 1;
         match compared {
             Ok(differences) => {
                 seen.compare(OffsetDateTime::now_utc(), &primary, &differences);

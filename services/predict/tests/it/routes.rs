@@ -221,6 +221,22 @@ async fn a_challenger_that_cannot_decide_is_stopped_and_the_champion_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_challenger_that_is_too_slow_is_stopped() {
+    let (_registry, predict, _dir) = world().await;
+    // Nothing is that fast.
+    let fast = Duration { seconds: 0, nanos: 1000 };
+    let guard = Guard { min_calls: 20, window: 50, max_latency_p99: Some(fast), ..Guard::default() };
+    stand(&predict, Route { guard: Some(guard), ..route("risk", &[(CHALLENGER, 0.5)]) }).await;
+    for _ in 0..150 {
+        predict.client().predict(row("risk")).await.unwrap();
+    }
+    let report = report(&predict, "risk").await;
+    assert_eq!((report.targets[1].weight, report.targets[1].calls), (0.0, 32), "judged at every 16th call");
+    assert!(report.targets[1].stopped_reason.contains("99th percentile"), "{report:?}");
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn routes_are_set_listed_changed_and_deleted_and_survive_a_restart_without_the_registry() {
     let (registry, predict, dir) = world().await;
     let mut serving = predict.serving();

@@ -84,13 +84,24 @@ impl Registry {
     }
 
     pub(crate) async fn publish(&self, model: &str, task: Task, dir: PathBuf, alias: Option<&str>) -> Version {
+        self.publish_with(model, task, dir, alias, &[]).await
+    }
+
+    pub(crate) async fn publish_with(
+        &self,
+        model: &str,
+        task: Task,
+        dir: PathBuf,
+        alias: Option<&str>,
+        parameters: &[(&str, &str)],
+    ) -> Version {
         let signature = (task == Task::TabularClassification).then(signature);
         let publication = Publication {
             model: model.to_owned(),
             description: String::new(),
             task,
             signature,
-            parameters: BTreeMap::new(),
+            parameters: parameters.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             tags: BTreeMap::new(),
             dir,
             alias: alias.map(str::to_owned),
@@ -126,9 +137,11 @@ impl Registry {
         self.publish("credit-risk", Task::TabularClassification, credit_risk().join(version.to_string()), alias).await
     }
 
-    /// Publishes one of the text models of the cache under its own name, as `champion`.
+    /// Publishes one of the text models of the cache under its own name, as `champion`, in the precision of the reference
+    /// values.
     pub(crate) async fn publish_text(&self, name: &str, task: Task) -> Version {
-        self.publish(name, task, verdict_testkit::models::dir(name), Some("champion")).await
+        let dir = verdict_testkit::models::dir(name);
+        self.publish_with(name, task, dir, Some("champion"), &[("precision", "fp32")]).await
     }
 
     pub(crate) async fn point(&self, model: &str, alias: &str, version: i64) {

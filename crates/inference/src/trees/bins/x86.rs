@@ -39,8 +39,8 @@ pub(super) fn add_f64(values: &[f64], places: &Bytes, sums: &mut [f64; BLOCK], g
     // SAFETY: `Level::detect` found the features the kernel is compiled for.
     unsafe {
         match values.len() {
-            ..=16 => add_f64_pairs::<1>(values, places, sums, groups),
-            ..=32 => add_f64_pairs::<2>(values, places, sums, groups),
+            0..=16 => add_f64_pairs::<1>(values, places, sums, groups),
+            17..=32 => add_f64_pairs::<2>(values, places, sums, groups),
             _ => add_f64_pairs::<4>(values, places, sums, groups),
         }
     }
