@@ -3,11 +3,15 @@
 
 usage: bench_peers.py embed --threads N --batch B --tokens T [--seconds S] [--runs R]
        bench_peers.py predict --rows ROWS --threads N [--seconds S] [--runs R]
+       bench_peers.py generate --threads N [--prompt P] [--tokens T] [--together C]
        bench_peers.py trees --engine xgboost|onnxruntime|lightgbm --work row|rows|shap --threads N [--seconds S] [--runs R]
 
   embed    all-MiniLM-L6-v2 in fp32 by onnxruntime: sentences a second, from token ids to normalised embeddings.
            The graph is built here from the same safetensors, with onnxruntime's own fused operators, and must give the
            reference embeddings (cosine >= 0.9999) before anything is timed. Lengths are fixed: no padding, no mask.
+  generate Gemma 3 270M by llama.cpp (xllamacpp): tokens a second of reading a prompt of P tokens, of continuing one text by
+           T tokens, and of continuing C together; and the most megabytes the process ever had. Prints these instead of
+           `median_per_s`.
   predict  version 1 of the credit-risk model by xgboost: rows a second, from a float array to probabilities.
   trees    300 trees on the Adult census data: one row a call (the median call, as calls a second), 10,000 rows a call
            (to probabilities), or SHAP values; each engine must give the reference probabilities first. onnxruntime
@@ -39,6 +43,7 @@ import numpy as np  # noqa: E402
 REPOSITORY = SCRIPTS.parent
 CACHE = Path(os.environ.get("VERDICT_CACHE") or Path.home() / ".cache" / "verdict").expanduser()
 MINILM = CACHE / "models" / "all-MiniLM-L6-v2"
+GEMMA = CACHE / "models" / "gemma-3-270m" / "gemma-3-270m-q4_k_m.gguf"
 CREDIT_RISK = REPOSITORY / "crates" / "demo" / "data" / "credit-risk"
 GOLDEN = REPOSITORY / "crates" / "inference" / "tests" / "golden"
 WARM_UP_SECONDS = 0.5
@@ -265,6 +270,54 @@ def predict(arguments: argparse.Namespace) -> dict:
     return {"peer": "xgboost", "version": xgboost.__version__, **faster(candidates)}
 
 
+def generate(arguments: argparse.Namespace) -> dict:
+    import importlib.metadata
+
+    import xllamacpp
+
+    def serve(parallel: int):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(GEMMA)
+        params.n_parallel = parallel
+        params.n_ctx = parallel * (arguments.prompt + arguments.tokens)
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
+        params.verbosity = 0
+        return xllamacpp.Server(params)
+
+    def complete(server, prompt, tokens: int) -> dict:
+        body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+        return server.handle_completions(body)["timings"]
+
+    def peak_mb() -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+    if not GEMMA.exists():
+        sys.exit(f"error: {GEMMA} is missing; run `make models`")
+    server = serve(1)
+    prompt = [2] + [FIRST_WORD + at * 7919 % 30_000 for at in range(arguments.prompt - 1)]
+    prefill = complete(server, prompt, 1)["prompt_per_second"]
+    decode = complete(server, "The bank asked for", arguments.tokens)["predicted_per_second"]
+    peak = peak_mb()
+    server = serve(arguments.together)
+    texts = [f"Text {index}: the bank" for index in range(arguments.together)]
+    threads = [threading.Thread(target=complete, args=(server, text, arguments.tokens)) for text in texts]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    together = arguments.together * arguments.tokens / (time.perf_counter() - began)
+    return {
+        "peer": "llama.cpp (xllamacpp)",
+        "version": importlib.metadata.version("xllamacpp"),
+        "prefill_per_s": round(prefill, 1),
+        "decode_per_s": round(decode, 1),
+        "together_per_s": round(together, 1),
+        "peak_mb": round(peak, 1),
+    }
+
+
 def adult_rows() -> tuple[np.ndarray, np.ndarray]:
     """Returns the reference rows, and 10,000 rows made of their columns in other orders, as the bench makes them."""
     reference = json.loads((GOLDEN / "adult_rows.json").read_text())["rows"]
@@ -393,10 +446,15 @@ def seconds(text: str) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for name, command in (("embed", embed), ("predict", predict), ("trees", trees)):
+    for name, command in (("embed", embed), ("predict", predict), ("trees", trees), ("generate", generate)):
         options = commands.add_parser(name)
         options.set_defaults(command=command)
         options.add_argument("--threads", type=positive, default=1)
+        if name == "generate":
+            options.add_argument("--prompt", type=positive, default=512)
+            options.add_argument("--tokens", type=positive, default=128)
+            options.add_argument("--together", type=positive, default=8)
+            continue
         options.add_argument("--seconds", type=seconds, default=10.0, help="time for all runs together")
         options.add_argument("--runs", type=positive, default=5, help="runs the median is taken over")
         if name == "embed":
@@ -408,12 +466,13 @@ def main() -> int:
         else:
             options.add_argument("--rows", type=positive, default=1)
     arguments = parser.parse_args()
-    if "tokens" in arguments and not 3 <= arguments.tokens <= 512:
+    if arguments.command is embed and not 3 <= arguments.tokens <= 512:
         parser.error("--tokens must be between 3 and 512")
     result = arguments.command(arguments)
     given = {name: value for name, value in vars(arguments).items() if name != "command"}
-    print(json.dumps(given | result))
-    return 0
+    print(json.dumps(given | result), flush=True)
+    # llama.cpp's server threads do not end by themselves.
+    os._exit(0)
 
 
 if __name__ == "__main__":

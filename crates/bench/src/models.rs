@@ -1,9 +1,10 @@
-//! Embeddings and decisions: predict through gRPC beside the libraries in process; trees: both in process.
+//! Embeddings, decisions and text generation: predict through gRPC beside the libraries in process; trees: both in process.
 //!
 //! Each row alternates: a round of ours through gRPC ([`ours`]), a round of the peer in process ([`peer`]), and so on; the
 //! figures are medians over the rounds. [`overhead`] is what a call costs besides the model.
 
 pub(crate) mod echo;
+mod generation;
 mod ours;
 mod overhead;
 mod peer;
@@ -70,6 +71,7 @@ pub(crate) async fn run(cli: &Cli) -> Result<()> {
         }
         texts::run(cli, &stack, threads).await?;
     }
+    generation::run(cli).await?;
     trees::run(cli)?;
     overhead::run(cli).await
 }

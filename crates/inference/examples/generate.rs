@@ -23,15 +23,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let load = start.elapsed();
     let mut session = generator.start(&generator.encode(prompt), sampling)?;
     let start = Instant::now();
-    while session.read_prompt() {}
-    let read = start.elapsed();
-    let start = Instant::now();
+    let mut read = None;
     for step in &mut session {
+        read.get_or_insert_with(|| start.elapsed());
         print!("{}", step.text);
         stdout().flush()?;
     }
-    let generated = start.elapsed();
-    let finish = session.finish();
+    let read = read.unwrap_or_default();
+    let generated = start.elapsed() - read;
+    let finish = session.finish()?;
     println!();
     eprintln!("load {load:.2?}");
     eprintln!(
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         finish.prompt_tokens,
         finish.prompt_tokens as f64 / read.as_secs_f64()
     );
-    let speed = finish.completion_tokens as f64 / generated.as_secs_f64();
+    let speed = (finish.completion_tokens - 1) as f64 / generated.as_secs_f64();
     eprintln!("generated {} tokens, {speed:.1} tokens/s, ended by {:?}", finish.completion_tokens, finish.reason);
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, thread, time::Durat
 use verdict_chassis::{server::ServerConfig, settings, telemetry::TelemetryConfig};
 
 use crate::{
-    answers::AnswerCache, batch::Limits, convert::MAX_INPUTS, cut::Budget, model::Sizing, reference::Reference,
+    answers::AnswerCache, batch::Limits, convert::MAX_INPUTS, cut::Budget, generate::GenerationLimits, model::Sizing,
+    reference::Reference,
 };
 
 /// What predict serves, from where, and how much of it at once.
@@ -56,9 +57,16 @@ pub struct Config {
     /// Threads that compute, per model; as many as there are cores when it is not set
     #[arg(long, env = "PREDICT_WORKERS", value_parser = settings::positive)]
     pub workers: Option<usize>,
-    /// Generations that run at the same time, per model
-    #[arg(long, env = "PREDICT_GENERATION_WORKERS", default_value = "1", value_parser = settings::positive)]
-    pub generation_workers: usize,
+    /// Generations that run together, per model: each step computes a token of all of them
+    #[arg(long, env = "PREDICT_GENERATION_RUNNING", default_value = "8", value_parser = settings::positive)]
+    pub generation_running: usize,
+    /// Threads a generating model computes with; as many as there are cores when it is not set
+    #[arg(long, env = "PREDICT_GENERATION_THREADS", value_parser = settings::positive)]
+    pub generation_threads: Option<usize>,
+    /// Tokens whose keys and values a generating model keeps, prompts and answers of all generations together; also the
+    /// most tokens of one
+    #[arg(long, env = "PREDICT_GENERATION_CACHE_TOKENS", default_value = "16384", value_parser = settings::positive)]
+    pub generation_cache_tokens: usize,
     /// Generations that wait, per model; more are refused
     #[arg(long, env = "PREDICT_GENERATION_QUEUE", default_value = "32", value_parser = settings::positive)]
     pub generation_queue: usize,
@@ -86,7 +94,9 @@ impl Default for Config {
             routes: None,
             shadow_queue: 256,
             workers: None,
-            generation_workers: 1,
+            generation_running: 8,
+            generation_threads: None,
+            generation_cache_tokens: 16_384,
             generation_queue: 32,
             server: ServerConfig::default(),
             telemetry: TelemetryConfig::default(),
@@ -107,11 +117,11 @@ impl Config {
         let workers = self.workers.unwrap_or_else(cores);
         Sizing {
             batch: Limits { budget, queue: self.queue_size, workers, delay: self.batch_delay },
-            generation: Limits {
-                budget,
+            generation: GenerationLimits {
+                running: self.generation_running,
                 queue: self.generation_queue,
-                workers: self.generation_workers,
-                delay: Duration::ZERO,
+                threads: self.generation_threads.unwrap_or_else(cores),
+                cache_tokens: self.generation_cache_tokens,
             },
             answers: AnswerCache::new(self.response_cache_bytes),
         }

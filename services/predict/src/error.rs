@@ -28,6 +28,8 @@ pub enum Error {
     Item { field: String, failure: ItemFailure },
     #[error("model `{0}` has no policy.json, so it scores but does not decide")]
     NoPolicy(String),
+    #[error("model `{0}` has no chat template, so it takes a prompt and no messages")]
+    NoChatTemplate(String),
     #[error("model `{model}` cannot be explained: {why}")]
     NotExplainable { model: String, why: NotExplainable },
     #[error("the queue of model `{model}` is full")]
@@ -87,9 +89,11 @@ impl Error {
             }
             Self::WrongTask { .. } | Self::Invalid(_) | Self::Refused { .. } => Code::InvalidArgument,
             Self::Item { failure, .. } => failure.code,
-            Self::NoPolicy(_) | Self::NotExplainable { .. } | Self::NotLoaded { .. } | Self::InRoute { .. } => {
-                Code::FailedPrecondition
-            }
+            Self::NoPolicy(_)
+            | Self::NoChatTemplate(_)
+            | Self::NotExplainable { .. }
+            | Self::NotLoaded { .. }
+            | Self::InRoute { .. } => Code::FailedPrecondition,
             Self::QueueFull { .. } | Self::PushedOut(_) | Self::LogBusy => Code::ResourceExhausted,
             Self::TooLate { .. } | Self::Expired => Code::DeadlineExceeded,
             Self::RequestIdReused(_) | Self::CallReused(_) => Code::AlreadyExists,
@@ -128,6 +132,7 @@ impl From<Error> for Status {
                 status::invalid("WRONG_TASK", vec![Field { field: "model".to_owned(), problem: message }])
             }
             Error::Invalid(fields) => status::invalid("INVALID_REQUEST", fields),
+            Error::NoChatTemplate(_) => status::failed_precondition("NO_CHAT_TEMPLATE", message),
             Error::Refused { reason, field } => status::invalid(reason, vec![field]),
             Error::Item { field, failure: ItemFailure { code: Code::InvalidArgument, reason, message } } => {
                 status::invalid(reason, vec![Field::new(field, format!("failed: {message}"))])

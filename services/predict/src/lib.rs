@@ -26,6 +26,7 @@ pub mod engine;
 pub mod error;
 pub mod follow;
 pub mod generate;
+mod generation_loop;
 pub mod grpc;
 pub mod log;
 pub mod metrics;

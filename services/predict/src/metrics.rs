@@ -16,6 +16,8 @@ pub const QUEUE_WAIT: &str = "predict_queue_wait_seconds";
 pub const BATCH_SIZE: &str = "predict_batch_size";
 /// Requests and items that were turned away, by model and reason.
 pub const REFUSALS: &str = "predict_refusals_total";
+/// Tokens of generations, by model, version and kind (`prompt`, `cached`, `completion`).
+pub const TOKENS: &str = "predict_generation_tokens_total";
 /// Items nobody waited for any more when their turn came, by model and reason (`EXPIRED`, `WITHDRAWN`); not computed.
 pub const DROPPED: &str = "predict_items_dropped_total";
 /// Items that wait, by model, version and priority.
@@ -49,6 +51,7 @@ pub fn describe() {
     describe_histogram!(QUEUE_WAIT, Unit::Seconds, "Time from acceptance to the start of the batch");
     describe_histogram!(BATCH_SIZE, Unit::Count, "Items computed together");
     describe_counter!(REFUSALS, Unit::Count, "Requests and items that were turned away, by reason");
+    describe_counter!(TOKENS, Unit::Count, "Tokens of generations: computed and cached of prompts, and generated");
     describe_counter!(DROPPED, Unit::Count, "Items nobody waited for any more when their turn came");
     describe_gauge!(QUEUED, Unit::Count, "Items that wait");
     describe_counter!(LOOKUPS, Unit::Count, "Items looked up in the response cache, by result");
@@ -73,6 +76,8 @@ pub struct ModelMeters {
     pushed_out: Counter,
     too_late: Counter,
     panics: Counter,
+    /// Computed and cached of prompts, and generated.
+    tokens: [Counter; 3],
     expired: Counter,
     withdrawn: Counter,
     hits: Counter,
@@ -97,6 +102,9 @@ impl ModelMeters {
             pushed_out: refusal("PUSHED_OUT"),
             too_late: refusal("DEADLINE_TOO_SHORT"),
             panics: refusal("ENGINE_PANIC"),
+            tokens: ["prompt", "cached", "completion"].map(
+                |kind| counter!(TOKENS, "model" => model.to_owned(), "version" => version.to_string(), "kind" => kind),
+            ),
             expired: dropped("EXPIRED"),
             withdrawn: dropped("WITHDRAWN"),
             hits: lookups("hit"),
@@ -119,6 +127,27 @@ impl ModelMeters {
         self.size.record(items as f64);
         if let Some(statistics) = &self.statistics {
             statistics.computed(took, items);
+        }
+    }
+
+    /// Records how long a generation waited.
+    pub fn waited(&self, waited: Duration) {
+        self.wait.record(waited.as_secs_f64());
+    }
+
+    /// Records a step of generations that ran together.
+    pub fn stepped(&self, took: Duration, together: usize) {
+        self.inference.record(took.as_secs_f64() * 1e3);
+        self.size.record(together as f64);
+        if let Some(statistics) = &self.statistics {
+            statistics.computed(took, together);
+        }
+    }
+
+    /// Counts the tokens of a generation that ended.
+    pub fn generated(&self, prompt: usize, cached: usize, completion: usize) {
+        for (counter, tokens) in self.tokens.iter().zip([prompt, cached, completion]) {
+            counter.increment(tokens as u64);
         }
     }
 

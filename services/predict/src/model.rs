@@ -21,7 +21,7 @@ use crate::{
     cache::Files,
     engine::{Engine, Served, statistics::Statistics},
     error::{Error, Result},
-    generate::Generation,
+    generate::{Generation, GenerationLimits},
     metrics::ModelMeters,
     release::{Release, Task},
     tabular::Tabular,
@@ -40,8 +40,8 @@ pub struct Loaded {
 #[derive(Clone)]
 pub struct Sizing {
     pub batch: Limits,
-    /// For text generation; its workers run one generation each.
-    pub generation: Limits,
+    /// For text generation.
+    pub generation: GenerationLimits,
     /// Where answers are kept, if they are.
     pub answers: Option<Arc<AnswerCache>>,
 }

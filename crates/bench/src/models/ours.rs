@@ -27,6 +27,7 @@ pub(crate) const EMBEDDER: &str = "embedder@champion";
 pub(crate) const FAST_EMBEDDER: &str = "embedder-fast@champion";
 pub(crate) const RERANKER: &str = "reranker@champion";
 const CREDIT_RISK: &str = "credit-risk@champion";
+pub(crate) const GENERATOR: &str = "generator@champion";
 /// The first tree of the credit-risk model, for what a call costs besides the model.
 pub(super) const ONE_TREE: &str = "one-tree@champion";
 /// Columns of the credit-risk model.
@@ -35,13 +36,42 @@ pub(super) const COLUMNS: usize = 20;
 /// A registry and a predict with the models of the benchmarks; dropped, they are killed.
 pub(crate) struct Stack {
     predict: String,
-    _children: [Child; 2],
+    children: [Child; 2],
     _data: tempfile::TempDir,
 }
 
 impl Stack {
-    /// Starts both, publishes the models and waits until they are warm.
+    /// Starts both, publishes the models of the rows but generation, and waits until they are warm.
     pub(crate) async fn start(bin_dir: &Path, demo_data: &Path, workers: usize) -> Result<Self> {
+        let credit = demo_data.join("credit-risk");
+        let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
+        let embedder = models::dir("all-MiniLM-L6-v2");
+        let data = tempfile::tempdir()?;
+        let smallest = data.path().join("one-tree");
+        one_tree(&credit.join("1/model.json"), &smallest)?;
+        let fp32 = BTreeMap::from([("precision".to_owned(), "fp32".to_owned())]);
+        let none = BTreeMap::new;
+        let published = [
+            (EMBEDDER, Task::TextEmbedding, embedder.clone(), None, fp32),
+            (FAST_EMBEDDER, Task::TextEmbedding, embedder, None, none()),
+            (RERANKER, Task::TextReranking, models::dir("ms-marco-MiniLM-L-12-v2"), None, none()),
+            (CREDIT_RISK, Task::TabularClassification, credit.join("1"), Some(signature), none()),
+            (ONE_TREE, Task::TabularClassification, smallest, None, none()),
+        ];
+        Self::with(bin_dir, published, ("PREDICT_WORKERS", workers)).await
+    }
+
+    /// As `start`, with the generator alone, which computes with `threads`.
+    pub(crate) async fn generator(bin_dir: &Path, threads: usize) -> Result<Self> {
+        let published = [(GENERATOR, Task::TextGeneration, models::dir("gemma-3-270m"), None, BTreeMap::new())];
+        Self::with(bin_dir, published, ("PREDICT_GENERATION_THREADS", threads)).await
+    }
+
+    async fn with<const N: usize>(
+        bin_dir: &Path,
+        published: [(&str, Task, PathBuf, Option<verdict_api::registry::Signature>, BTreeMap<String, String>); N],
+        (setting, value): (&str, usize),
+    ) -> Result<Self> {
         let data = tempfile::tempdir()?;
         let local = || SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (registry, registry_admin, predict, predict_admin) = (local(), local(), local(), local());
@@ -58,20 +88,11 @@ impl Stack {
         );
         first.wait_ready(registry_admin, Duration::from_secs(30)).await;
         let channel = client::connect(&format!("http://{registry}"))?;
-        let embedder = models::dir("all-MiniLM-L6-v2");
-        let credit = demo_data.join("credit-risk");
-        let signature = signature_from_json(File::open(credit.join("signature.json"))?)?;
-        let fp32 = BTreeMap::from([("precision".to_owned(), "fp32".to_owned())]);
-        let none = BTreeMap::new;
-        publish_one(&channel, "embedder", Task::TextEmbedding, embedder.clone(), None, fp32).await?;
-        publish_one(&channel, "embedder-fast", Task::TextEmbedding, embedder, None, none()).await?;
-        let reranker = models::dir("ms-marco-MiniLM-L-12-v2");
-        publish_one(&channel, "reranker", Task::TextReranking, reranker, None, none()).await?;
-        let task = Task::TabularClassification;
-        publish_one(&channel, "credit-risk", task, credit.join("1"), Some(signature), none()).await?;
-        let smallest = data.path().join("one-tree");
-        one_tree(&credit.join("1/model.json"), &smallest)?;
-        publish_one(&channel, "one-tree", task, smallest, None, none()).await?;
+        let references = published.each_ref().map(|(reference, ..)| *reference).join(",");
+        for (reference, task, dir, signature, parameters) in published {
+            let model = reference.split('@').next().unwrap_or(reference);
+            publish_one(&channel, model, task, dir, signature, parameters).await?;
+        }
         let mut second = Child::spawn(
             &bin_dir.join("predict"),
             &["serve"],
@@ -79,15 +100,22 @@ impl Stack {
                 ("PREDICT_LISTEN", predict.to_string()),
                 ("PREDICT_ADMIN_LISTEN", predict_admin.to_string()),
                 ("PREDICT_DATA_DIR", below("predict")),
-                ("PREDICT_MODELS", format!("{EMBEDDER},{FAST_EMBEDDER},{RERANKER},{CREDIT_RISK},{ONE_TREE}")),
-                ("PREDICT_WORKERS", workers.to_string()),
+                ("PREDICT_MODELS", references),
                 // The same texts come again and again: what is measured is the work.
                 ("PREDICT_RESPONSE_CACHE_BYTES", "0".to_owned()),
+                (setting, value.to_string()),
                 ("REGISTRY_URL", format!("http://{registry}")),
             ],
         );
         second.wait_ready(predict_admin, Duration::from_secs(120)).await;
-        Ok(Self { predict: format!("http://{predict}"), _children: [first, second], _data: data })
+        Ok(Self { predict: format!("http://{predict}"), children: [first, second], _data: data })
+    }
+
+    /// The most memory predict ever had.
+    pub(crate) fn peak_megabytes(&self) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.children[1].pid()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        Ok(peak.context("the system does not say how much memory a process had")?.trim().parse::<f64>()? / 1024.0)
     }
 
     /// Has `callers` ask as fast as they are answered for `time`; items per second.
@@ -112,7 +140,7 @@ impl Stack {
         &self.predict
     }
 
-    pub(super) fn channel(&self) -> Result<Channel> {
+    pub(crate) fn channel(&self) -> Result<Channel> {
         client::connect(&self.predict)
     }
 }

@@ -120,11 +120,11 @@ impl Gguf {
         }
     }
 
-    /// The flag under `key`, or `default` where the file does not say.
-    pub(super) fn flag_or(&self, key: &str, default: bool) -> Result<bool, LoadError> {
+    /// The flag under `key`, if the file says.
+    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
         match self.get(key) {
-            None => Ok(default),
-            Some(Value::Bool(value)) => Ok(*value),
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
             other => Err(self.wrong(key, "a boolean", other)),
         }
     }

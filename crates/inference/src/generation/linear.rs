@@ -3,47 +3,45 @@
 //! Sixteen rows are interleaved so that one vector register holds four columns of each; a block of 32 columns has one
 //! scale per row. The input is rounded to 8 bits too, block by block, and products are summed in integers.
 
-use std::borrow::Cow;
+use std::ops::Range;
 
-use candle_core::{
-    CpuStorage,
-    quantized::{GgmlDType, QuantizedType},
-};
 use half::f16;
 use rayon::prelude::*;
 
 use super::{
-    gguf::{Gguf, Tensor},
+    gguf::Gguf,
+    pack::pack,
     vector::{Level, vectorised},
 };
 use crate::LoadError;
 
 /// Rows computed together.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Columns that share a scale.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 /// Four columns fill one lane of a line.
 const LINES: usize = BLOCK / 4;
-/// Input rows that share one reading of the weights.
+/// Input rows a kernel takes at once.
 const MOST_TOGETHER: usize = 8;
+/// A product is divided into so many parts per thread, for threads that begin late or are disturbed.
+const PARTS_PER_THREAD: usize = 4;
+/// Groups times inputs below which a part is not worth another thread.
+const LEAST_GROUPS: usize = 8;
 
 /// Four columns of sixteen rows, each weight stored plus 128.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 4 * LANES]);
+pub(super) struct Line(pub(super) [u8; 4 * LANES]);
 
 /// 32 columns of sixteen rows.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Tile {
-    lines: [Line; LINES],
+pub(super) struct Tile {
+    pub(super) lines: [Line; LINES],
 }
 
-/// 32 numbers of a weight row in 8 bits: `scale * value`.
-type Rounded = (f16, [i8; BLOCK]);
-
 /// Scales of the sixteen rows of a tile.
-type Scales = [f16; LANES];
+pub(super) type Scales = [f16; LANES];
 
 /// 32 numbers of an input row in 8 bits: `scale * value`.
 #[derive(Clone, Copy, Default)]
@@ -69,18 +67,19 @@ vectorised! {
                 largest = if value.abs() > largest { value.abs() } else { largest };
             }
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let mut sum = 0;
+            let mut sum = 0i32;
             let mut bytes = [0; BLOCK];
             for (value, byte) in values.iter().zip(&mut bytes) {
                 // Adding 1.5 · 2^23 rounds to the nearest integer and leaves it in the low bits.
-                let rounded = (value * inverse + 12_582_912.0).to_bits() as i32 - 0x4b40_0000;
-                sum += rounded;
+                let rounded = (value * inverse + 12_582_912.0).to_bits().wrapping_sub(0x4b40_0000) as i32;
+                // What is not finite comes out as anything, but comes out.
+                sum = sum.wrapping_add(rounded);
                 *byte = rounded as u8;
             }
             for (word, bytes) in block.words.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *word = i32::from_le_bytes(*bytes);
             }
-            block.offset = -128 * sum;
+            block.offset = sum.wrapping_mul(-128);
             block.scale = largest / 127.0;
         }
     }
@@ -99,7 +98,7 @@ impl Matrix {
     ///
     /// Q8_0, Q5_0 and Q4_0 weights keep their exact values; other formats are rounded to 8 bits in blocks of 32.
     pub(super) fn load(gguf: &Gguf, tensors: &[(&str, usize)], columns: usize) -> Result<Self, LoadError> {
-        let groups = |rows: usize| rows / LANES;
+        let groups = |rows: usize| rows.div_ceil(LANES);
         let per_group = columns / BLOCK;
         let rows = tensors.iter().map(|(_, rows)| rows).sum();
         let mut parts = Vec::new();
@@ -109,7 +108,8 @@ impl Matrix {
                 let expected = [*rows, columns];
                 return Err(gguf.malformed(format!("tensor `{name}` is {:?}, not {expected:?}", tensor.dimensions)));
             }
-            if !rows.is_multiple_of(LANES) || !columns.is_multiple_of(BLOCK) {
+            let is_whole = tensors.len() == 1 || rows.is_multiple_of(LANES);
+            if !is_whole || !columns.is_multiple_of(BLOCK) {
                 let problem = format!("tensor `{name}` is {rows} × {columns}; multiples of {LANES} × {BLOCK} are");
                 return Err(gguf.unsupported(problem));
             }
@@ -130,7 +130,8 @@ impl Matrix {
             work.try_for_each_init(
                 || vec![0u32; (row_bytes * LANES).div_ceil(4)],
                 |buffer, (group, (tiles, scales))| {
-                    let bytes = &mut bytemuck::cast_slice_mut(buffer)[..row_bytes * LANES];
+                    let count = LANES.min(rows - group * LANES);
+                    let bytes = &mut bytemuck::cast_slice_mut(buffer)[..row_bytes * count];
                     gguf.read(bytes, tensor.start + (group * LANES * row_bytes) as u64)?;
                     pack(tensor, bytes, tiles, scales)
                         .map_err(|problem| gguf.malformed(format!("tensor `{name}`: {problem}")))
@@ -161,50 +162,72 @@ impl Matrix {
 
     /// Multiplies each input row with the matrix: `output[i][r] = Σ row r · input i`.
     ///
-    /// Work is shared among the threads of the rayon pool the caller is in.
+    /// The threads of the rayon pool the caller is in share the rows of the matrix, so that together they read it once
+    /// however many inputs there are. A result does not depend on the other inputs, nor on the number of threads.
     pub(super) fn multiply(&self, input: &[Block], output: &mut [f32]) {
         let per_row = self.columns / BLOCK;
         let inputs = input.len() / per_row;
+        assert_eq!((input.len(), output.len()), (inputs * per_row, inputs * self.rows));
+        let output = Output { start: output.as_mut_ptr(), rows: self.rows, inputs };
+        let groups = self.rows.div_ceil(LANES);
         let threads = rayon::current_num_threads();
-        let level = Level::detect();
-        if inputs == 1 {
-            let groups = (self.rows / LANES).div_ceil(threads * 4).max(8);
-            output.par_chunks_mut(groups * LANES).enumerate().for_each(|(index, output)| {
-                self.multiply_groups(level, input, index * groups, output, LANES);
-            });
-        } else {
-            let together = inputs.div_ceil(threads).min(MOST_TOGETHER);
-            let work = output.par_chunks_mut(together * self.rows).zip(input.par_chunks(together * per_row));
-            work.for_each(|(mut output, mut input)| {
-                while !input.is_empty() {
-                    let (now, rest) = input.split_at(per_row * together_now(input.len() / per_row));
-                    let (now_output, rest_output) = output.split_at_mut(now.len() / per_row * self.rows);
-                    self.multiply_groups(level, now, 0, now_output, self.rows);
-                    (input, output) = (rest, rest_output);
-                }
-            });
+        if threads == 1 {
+            return self.multiply_groups(0..groups, input, &output);
         }
+        let part = groups.div_ceil(threads * PARTS_PER_THREAD).max(LEAST_GROUPS.div_ceil(inputs));
+        (0..groups.div_ceil(part)).into_par_iter().for_each(|index| {
+            self.multiply_groups(index * part..groups.min((index + 1) * part), input, &output);
+        });
     }
 
-    /// Computes the groups from `first` on that fill `output`, whose rows are `stride` apart.
-    fn multiply_groups(&self, level: Level, input: &[Block], first: usize, output: &mut [f32], stride: usize) {
-        let per_row = self.columns / BLOCK;
-        let inputs = input.len() / per_row;
-        let count = if inputs == 1 { output.len() / LANES } else { stride / LANES };
-        for group in 0..count {
-            let tiles = (first + group) * per_row..(first + group + 1) * per_row;
+    /// Computes some groups of rows for all inputs. A group stays in the nearest cache while the inputs pass by.
+    fn multiply_groups(&self, groups: Range<usize>, input: &[Block], output: &Output) {
+        let (level, per_row) = (Level::detect(), self.columns / BLOCK);
+        for group in groups {
+            let tiles = group * per_row..(group + 1) * per_row;
             let (tiles, scales) = (&self.tiles[tiles.clone()], &self.scales[tiles]);
-            let mut sums = [[0.0; LANES]; MOST_TOGETHER];
-            match inputs {
-                1 => group_product::<1>(level, tiles, scales, input, &mut sums),
-                2 => group_product::<2>(level, tiles, scales, input, &mut sums),
-                4 => group_product::<4>(level, tiles, scales, input, &mut sums),
-                _ => group_product::<MOST_TOGETHER>(level, tiles, scales, input, &mut sums),
+            let mut done = 0;
+            while done < output.inputs {
+                let together = together_now(output.inputs - done);
+                let input = &input[done * per_row..(done + together) * per_row];
+                let mut sums = [[0.0; LANES]; MOST_TOGETHER];
+                match together {
+                    1 => group_product::<1>(level, tiles, scales, input, &mut sums),
+                    2 => group_product::<2>(level, tiles, scales, input, &mut sums),
+                    4 => group_product::<4>(level, tiles, scales, input, &mut sums),
+                    _ => group_product::<MOST_TOGETHER>(level, tiles, scales, input, &mut sums),
+                }
+                for (index, sums) in sums.iter().take(together).enumerate() {
+                    output.put(done + index, group, sums);
+                }
+                done += together;
             }
-            for (index, sums) in sums.iter().take(inputs).enumerate() {
-                let at = index * stride + group * LANES;
-                output[at..at + LANES].copy_from_slice(sums);
-            }
+        }
+    }
+}
+
+/// Rows of results that several threads fill, each its own groups of columns.
+struct Output {
+    start: *mut f32,
+    rows: usize,
+    inputs: usize,
+}
+
+#[expect(unsafe_code, reason = "threads write columns of one row-major output, which slices cannot divide")]
+// SAFETY: `multiply` gives every group to one part, so no two threads write the same number, and nobody reads before all
+// are done.
+unsafe impl Sync for Output {}
+
+impl Output {
+    fn put(&self, input: usize, group: usize, sums: &[f32; LANES]) {
+        assert!(input < self.inputs && group * LANES < self.rows);
+        let count = LANES.min(self.rows - group * LANES);
+        #[expect(unsafe_code, reason = "threads write columns of one row-major output, which slices cannot divide")]
+        // SAFETY: `multiply` checked that `inputs` rows of `rows` numbers begin at `start`; the numbers from column
+        // `group * LANES` on, `count` of them, lie within row `input`, and this call alone writes this group of it.
+        unsafe {
+            let start = self.start.add(input * self.rows + group * LANES);
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), start, count);
         }
     }
 }
@@ -261,6 +284,9 @@ mod x86 {
 
     use super::{Block, LANES, LINES, MOST_TOGETHER, Scales, Tile};
 
+    /// How far ahead weights are asked for: what arrives from memory while one answer is under way.
+    const TILES_AHEAD: usize = 8;
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     #[expect(unsafe_code, reason = "vector loads and stores take pointers")]
     pub(super) fn avx512_vnni<const M: usize>(
@@ -271,6 +297,13 @@ mod x86 {
     ) {
         let mut totals = [_mm512_setzero_ps(); M];
         for (index, (tile, scales)) in tiles.iter().zip(scales).enumerate() {
+            if M == 1 {
+                // One input waits for memory: the hardware stops looking ahead at the end of every page.
+                let ahead = tiles.as_ptr().wrapping_add(index + TILES_AHEAD).cast::<i8>();
+                for line in 0..LINES {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(line * 64));
+                }
+            }
             // SAFETY: a line is 64 bytes, aligned to 64.
             let lines: [__m512i; LINES] =
                 std::array::from_fn(|line| unsafe { _mm512_load_si512(tile.lines[line].0.as_ptr().cast()) });
@@ -332,98 +365,12 @@ mod x86 {
     }
 }
 
-/// Reads a vector of `length` finite numbers.
-pub(super) fn load_vector(gguf: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
-    let tensor = gguf.tensor(name)?;
-    if tensor.dimensions != [length] {
-        return Err(gguf.malformed(format!("tensor `{name}` is {:?}, not [{length}]", tensor.dimensions)));
-    }
-    let size = tensor.bytes_of(length).ok_or_else(|| gguf.malformed(format!("`{name}` breaks a block")))?;
-    let mut buffer = vec![0u32; size.div_ceil(4)];
-    let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..size];
-    gguf.read(bytes, tensor.start)?;
-    let values = numbers(tensor.dtype, bytes, length).map_err(|problem| gguf.malformed(problem))?;
-    if values.iter().any(|value| !value.is_finite()) {
-        return Err(gguf.malformed(format!("tensor `{name}` holds a number that is not finite")));
-    }
-    Ok(values)
-}
-
-/// `count` numbers in any format; `bytes` is aligned to four.
-fn numbers(dtype: GgmlDType, bytes: &[u8], count: usize) -> Result<Vec<f32>, String> {
-    let blocks: Box<dyn QuantizedType> = dtype.from_data(Cow::Borrowed(bytes));
-    match blocks.dequantize(count) {
-        Ok(CpuStorage::F32(values)) => Ok(values),
-        Ok(_) => Err(format!("{dtype:?} does not decode to single precision")),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Decodes sixteen rows and interleaves them.
-fn pack(tensor: &Tensor, bytes: &[u8], tiles: &mut [Tile], scales: &mut [Scales]) -> Result<(), String> {
-    let per_row = tiles.len();
-    let mut store = |index: usize, (scale, values): (f16, [i8; BLOCK])| {
-        if !scale.is_finite() {
-            return Err("holds a scale that is not finite".to_owned());
-        }
-        let (lane, block) = (index / per_row, index % per_row);
-        scales[block][lane] = scale;
-        for (line, values) in tiles[block].lines.iter_mut().zip(values.as_chunks::<4>().0) {
-            line.0[lane * 4..lane * 4 + 4].copy_from_slice(&values.map(|value| value as u8 ^ 0x80));
-        }
-        Ok(())
-    };
-    let exact: Option<fn(&[u8]) -> Rounded> = match tensor.dtype {
-        GgmlDType::Q8_0 => Some(q8_0),
-        GgmlDType::Q5_0 => Some(q5_0),
-        GgmlDType::Q4_0 => Some(q4_0),
-        _ => None,
-    };
-    if let Some(decode) = exact {
-        let blocks = bytes.chunks_exact(tensor.dtype.type_size());
-        return blocks.enumerate().try_for_each(|(index, block)| store(index, decode(block)));
-    }
-    let values = numbers(tensor.dtype, bytes, per_row * BLOCK * LANES)?;
-    values.as_chunks::<BLOCK>().0.iter().enumerate().try_for_each(|(index, values)| store(index, round(values)))
-}
-
-fn scale(block: &[u8]) -> f16 {
-    f16::from_le_bytes([block[0], block[1]])
-}
-
-fn q8_0(block: &[u8]) -> Rounded {
-    (scale(block), std::array::from_fn(|index| block[2 + index] as i8))
-}
-
-/// The four low bits of value `index`: the first half of a block in the low nibbles, the second in the high ones.
-fn nibble(quarters: &[u8], index: usize) -> u8 {
-    if index < BLOCK / 2 { quarters[index] & 15 } else { quarters[index - BLOCK / 2] >> 4 }
-}
-
-fn q5_0(block: &[u8]) -> Rounded {
-    let fifth = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
-    let value = |index| nibble(&block[6..], index) | (((fifth >> index) & 1) << 4) as u8;
-    (scale(block), std::array::from_fn(|index| value(index) as i8 - 16))
-}
-
-fn q4_0(block: &[u8]) -> Rounded {
-    (scale(block), std::array::from_fn(|index| nibble(&block[2..], index) as i8 - 8))
-}
-
-/// Rounds to 8 bits; a value that is not finite makes the scale so.
-fn round(values: &[f32; BLOCK]) -> Rounded {
-    if values.iter().any(|value| !value.is_finite()) {
-        return (f16::NAN, [0; BLOCK]);
-    }
-    let largest = values.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let scale = f16::from_f32(largest / 127.0);
-    let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
-    (scale, values.map(|value| (value * inverse).round().clamp(-127.0, 127.0) as i8))
-}
-
 #[cfg(test)]
 mod tests {
+    use candle_core::quantized::GgmlDType;
+
     use super::*;
+    use crate::generation::gguf::Tensor;
 
     fn noise(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -500,21 +447,6 @@ mod tests {
             for (value, exact) in row.iter().zip(&weights[index * 64..]) {
                 assert!((value - exact).abs() < 0.5 / 127.0 + 1e-4, "{value} instead of {exact}");
             }
-        }
-    }
-
-    #[test]
-    fn formats_of_whole_steps_keep_their_exact_values() {
-        for (dtype, decode) in
-            [(GgmlDType::Q8_0, q8_0 as fn(&[u8]) -> Rounded), (GgmlDType::Q5_0, q5_0), (GgmlDType::Q4_0, q4_0)]
-        {
-            let mut bytes: Vec<u8> = (0..dtype.type_size()).map(|index| (index * 89 + 17) as u8).collect();
-            bytes[..2].copy_from_slice(&f16::from_f32(0.0078).to_le_bytes());
-            let mut aligned = vec![0u32; bytes.len().div_ceil(4)];
-            bytemuck::cast_slice_mut(&mut aligned)[..bytes.len()].copy_from_slice(&bytes);
-            let expected = numbers(dtype, &bytemuck::cast_slice(&aligned)[..bytes.len()], BLOCK).unwrap();
-            let (scale, values) = decode(&bytes);
-            assert_eq!(values.map(|value| f32::from(value) * scale.to_f32()).to_vec(), expected, "{dtype:?}");
         }
     }
 }

@@ -159,51 +159,58 @@ vectorised! {
 }
 
 vectorised! {
-    /// Attends with one query: softmax over `scale · query · keyᵢ`, then the weighted sum of the values.
-    ///
-    /// `keys` and `values` hold one row of `query.len()` per position; only the rows of `first` and then `second` are
-    /// seen, because a ring may wrap. `weights` is room for one number per row seen.
-    fn attend(
-        query: &[f32],
-        keys: &[f32],
-        values: &[f32],
-        seen: [std::ops::Range<usize>; 2],
-        scale: f32,
-        weights: &mut Vec<f32>,
-        output: &mut [f32],
-    ) {
-        let size = query.len();
-        weights.clear();
-        for rows in &seen {
-            // A loop, not `extend`: its closure would not be compiled for wide vectors.
-            for key in keys[rows.start * size..rows.end * size].chunks_exact(size) {
-                weights.push(dot(query, key) * scale);
+    /// Turns neighbouring pairs (2i, 2i + 1) of a head by the angles given as cosines and sines.
+    fn rotate_pairs(head: &mut [f32], cosines: &[f32], sines: &[f32]) {
+        for ((pair, cosine), sine) in head.as_chunks_mut::<2>().0.iter_mut().zip(cosines).zip(sines) {
+            let [a, b] = *pair;
+            *pair = [a * cosine - b * sine, a * sine + b * cosine];
+        }
+    }
+}
+
+vectorised! {
+    /// Multiplies SiLU of `gate` by `up`: `gate[i] = gate[i] / (1 + e^(-gate[i])) * up[i]`.
+    fn silu_times(gate: &mut [f32], up: &[f32]) {
+        for (gate, up) in gate.iter_mut().zip(up) {
+            let x = *gate;
+            *gate = x / (1.0 + exp(-x)) * up;
+        }
+    }
+}
+
+vectorised! {
+    /// Adds `other` to `values`.
+    fn add(values: &mut [f32], other: &[f32]) {
+        for (value, other) in values.iter_mut().zip(other) {
+            *value += other;
+        }
+    }
+}
+
+vectorised! {
+    /// Replaces the scores from `first` to `end` by their softmax after scaling, and all others by 0. Their number is a
+    /// multiple of sixteen; sums run over all, so zeros before and after change nothing.
+    fn fill_softmax(scores: &mut [f32], first: usize, end: usize, scale: f32) {
+        scores[..first].fill(f32::NEG_INFINITY);
+        scores[end..].fill(f32::NEG_INFINITY);
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        for chunk in scores.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
             }
         }
-        let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let largest = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut lanes = [0.0; LANES];
-        let (chunks, rest) = weights.as_chunks_mut::<LANES>();
-        for chunk in chunks {
+        for chunk in scores.as_chunks_mut::<LANES>().0 {
             for lane in 0..LANES {
-                chunk[lane] = exp(chunk[lane] - largest);
+                let weight = exp((chunk[lane] - largest) * scale);
+                chunk[lane] = if chunk[lane] == f32::NEG_INFINITY { 0.0 } else { weight };
                 lanes[lane] += chunk[lane];
             }
         }
-        let mut total = sum(lanes);
-        for weight in rest {
-            *weight = exp(*weight - largest);
-            total += *weight;
-        }
-        output.fill(0.0);
-        let mut next = weights.iter();
-        for rows in &seen {
-            let values = values[rows.start * size..rows.end * size].chunks_exact(size);
-            for (value, weight) in values.zip(&mut next) {
-                let weight = weight / total;
-                for (output, value) in output.iter_mut().zip(value) {
-                    *output += weight * value;
-                }
-            }
+        let inverse = 1.0 / sum(lanes);
+        for score in scores.iter_mut() {
+            *score *= inverse;
         }
     }
 }
@@ -264,16 +271,29 @@ mod tests {
     }
 
     #[test]
-    fn attention_over_a_wrapped_ring_is_attention_over_its_rows_in_any_order() {
-        let row = |seed: usize| (0..20).map(move |i| ((seed * 31 + i * 7) % 13) as f32 * 0.1 - 0.6);
-        let (keys, values): (Vec<f32>, Vec<f32>) = ((0..9).flat_map(row).collect(), (9..18).flat_map(row).collect());
-        let query: Vec<f32> = row(40).collect();
-        let (mut wrapped, mut straight, mut weights) = (vec![0.0; 20], vec![0.0; 20], Vec::new());
-        attend(&query, &keys, &values, [6..9, 0..2], 0.3, &mut weights, &mut wrapped);
-        let pick = |rows: &[f32]| [&rows[6 * 20..], &rows[..2 * 20]].concat();
-        attend(&query, &pick(&keys), &pick(&values), [0..5, 0..0], 0.3, &mut weights, &mut straight);
-        assert_eq!(wrapped, straight);
-        let total: f32 = weights.iter().sum();
-        assert!(total >= 1.0, "the largest weight is one before division, {total}");
+    fn silu_and_softmax_are_those_of_their_definitions() {
+        let mut gate: Vec<f32> = (-50..50).map(|step| step as f32 * 0.2).collect();
+        let exact: Vec<f64> = gate.iter().map(|x| f64::from(*x) / (1.0 + (-f64::from(*x)).exp()) * 0.5).collect();
+        silu_times(&mut gate, &[0.5; 100]);
+        for (gate, exact) in gate.iter().zip(exact) {
+            assert!((f64::from(*gate) - exact).abs() < 1e-6, "{gate} instead of {exact}");
+        }
+        let mut scores: Vec<f32> = (0..48).map(|step| (step * 7 % 11) as f32).collect();
+        let total: f64 = scores[3..40].iter().map(|score| (f64::from(*score) * 0.3).exp()).sum();
+        let exact: Vec<f64> = scores.iter().map(|score| (f64::from(*score) * 0.3).exp() / total).collect();
+        fill_softmax(&mut scores, 3, 40, 0.3);
+        for (index, (score, exact)) in scores.iter().zip(exact).enumerate() {
+            let exact = if (3..40).contains(&index) { exact } else { 0.0 };
+            assert!((f64::from(*score) - exact).abs() < 1e-7, "{index}: {score} instead of {exact}");
+        }
+    }
+
+    #[test]
+    fn pairs_turn_by_their_angles() {
+        let (mut apart, mut beside) = ([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0]);
+        let (cosines, sines) = ([0.6, 0.8], [0.8, 0.6]);
+        rotate(&mut apart, &cosines, &sines);
+        rotate_pairs(&mut beside, &cosines, &sines);
+        assert_eq!([apart[0], apart[2], apart[1], apart[3]], beside);
     }
 }

@@ -1,19 +1,26 @@
-//! The tokenizer inside a GGUF file: SentencePiece merges by score, with byte fallback.
+//! The vocabulary in a GGUF file: SentencePiece merges by score (`llama`), or byte-level BPE (`gpt2`).
 //!
 //! Ids equal those of llama.cpp. One thing is stricter: control tokens are never made out of plain text, even where
 //! merges of their characters would lead to them.
 
-use std::{
-    collections::{BinaryHeap, HashMap},
-    hash::{BuildHasher, RandomState},
-};
+mod byte_level;
+mod sentencepiece;
+mod specials;
 
+use self::{
+    byte_level::{ByteLevelBpe, Pre},
+    sentencepiece::{SPACE, SentencePiece},
+    specials::Specials,
+};
 use super::gguf::{Gguf, Value};
 use crate::{LoadError, text::Token};
 
-/// How SentencePiece writes a space.
-const SPACE: &str = "\u{2581}";
 const NO_TOKEN: u32 = u32::MAX;
+/// Control tokens that end a text or a turn in the families' chat formats, whatever the file names as its end.
+const ENDS: [&str; 7] =
+    ["<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<|end|>"];
+/// Put into a text where the name of a control token must stay plain text; a code point that is no character.
+pub(super) const BREAK: char = '\u{fdd0}';
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -25,87 +32,30 @@ enum Kind {
     Byte,
 }
 
-/// Tokens by text; the texts themselves stay in the vocabulary.
-struct Index {
-    slots: Vec<u32>,
-    state: RandomState,
-}
-
-impl Index {
-    fn new(texts: &[String], ids: impl Iterator<Item = u32>) -> Self {
-        let slots = vec![NO_TOKEN; (texts.len() * 2).next_power_of_two()];
-        let mut index = Self { slots, state: RandomState::new() };
-        for id in ids {
-            let slot = index.slot(texts, &texts[id as usize]);
-            index.slots[slot] = id;
-        }
-        index
-    }
-
-    fn find(&self, texts: &[String], text: &str) -> Option<u32> {
-        Some(self.slots[self.slot(texts, text)]).filter(|id| *id != NO_TOKEN)
-    }
-
-    /// The slot `text` is in, or the free one it belongs to; half of the slots are free, so there is one.
-    fn slot(&self, texts: &[String], text: &str) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = self.state.hash_one(text) as usize & mask;
-        while self.slots[slot] != NO_TOKEN && texts[self.slots[slot] as usize] != text {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
-}
-
-/// Tokens that are found in a text before anything else: by their first byte, longest first.
-struct Specials(HashMap<u8, Vec<u32>>);
-
-impl Specials {
-    fn new(texts: &[String], ids: impl Iterator<Item = u32>) -> Self {
-        let mut specials: HashMap<u8, Vec<u32>> = HashMap::new();
-        for id in ids {
-            if let Some(first) = texts[id as usize].bytes().next() {
-                specials.entry(first).or_default().push(id);
-            }
-        }
-        for ids in specials.values_mut() {
-            ids.sort_by_key(|id| std::cmp::Reverse(texts[*id as usize].len()));
-        }
-        Self(specials)
-    }
-
-    /// The longest of these tokens that `rest` begins with.
-    fn longest(&self, texts: &[String], rest: &[u8]) -> Option<u32> {
-        let mut candidates = self.0.get(rest.first()?)?.iter().copied();
-        candidates.find(|id| rest.starts_with(texts[*id as usize].as_bytes()))
-    }
+enum Merges {
+    SentencePiece(SentencePiece),
+    ByteLevel(Box<ByteLevelBpe>),
 }
 
 /// A vocabulary and what the model adds to a text.
 pub(super) struct Vocabulary {
     texts: Vec<String>,
-    scores: Vec<f32>,
     kinds: Vec<Kind>,
-    index: Index,
     user_defined: Specials,
     /// Apart from the others: a vocabulary has thousands of them, all with the same first byte, and plain text looks for
     /// none.
     control: Specials,
-    bytes: Vec<u32>,
+    merges: Merges,
     /// Put before a prompt, if the file says so.
     pub(super) bos: Option<u32>,
+    bos_text: String,
+    eos_text: String,
     ends: Vec<u32>,
 }
 
 impl Vocabulary {
     pub(super) fn load(gguf: &mut Gguf) -> Result<Self, LoadError> {
-        let model = gguf.text("tokenizer.ggml.model")?;
-        if model != "llama" {
-            return Err(gguf.unsupported(format!("tokenizer `{model}`; `llama` (SentencePiece) is")));
-        }
-        if gguf.flag_or("tokenizer.ggml.add_space_prefix", true)? {
-            return Err(gguf.unsupported("a tokenizer that adds a space before the text"));
-        }
+        let model = gguf.text("tokenizer.ggml.model")?.to_owned();
         let token = |key: &str| match gguf.get(key) {
             None => Ok(None),
             Some(Value::Integer(id)) if (0..i64::from(NO_TOKEN)).contains(id) => Ok(Some(*id as u32)),
@@ -113,24 +63,16 @@ impl Vocabulary {
         };
         let bos = token("tokenizer.ggml.bos_token_id")?;
         let (eos, eot) = (token("tokenizer.ggml.eos_token_id")?, token("tokenizer.ggml.eot_token_id")?);
-        let adds_bos = gguf.flag_or("tokenizer.ggml.add_bos_token", true)?;
+        let adds_bos = gguf.flag("tokenizer.ggml.add_bos_token")?;
 
         let Value::Texts(texts) = gguf.take("tokenizer.ggml.tokens")? else {
             return Err(gguf.malformed("`tokenizer.ggml.tokens` is an array of strings"));
         };
-        let Value::Floats(scores) = gguf.take("tokenizer.ggml.scores")? else {
-            return Err(gguf.malformed("`tokenizer.ggml.scores` is an array of numbers"));
-        };
         let Value::Integers(kinds) = gguf.take("tokenizer.ggml.token_type")? else {
             return Err(gguf.malformed("`tokenizer.ggml.token_type` is an array of integers"));
         };
-        if scores.len() != texts.len() || kinds.len() != texts.len() || scores.iter().any(|score| score.is_nan()) {
-            let problem = format!(
-                "the vocabulary has {} tokens, {} scores and {} types; one finite score and one type per token",
-                texts.len(),
-                scores.len(),
-                kinds.len()
-            );
+        if kinds.len() != texts.len() {
+            let problem = format!("the vocabulary has {} tokens and {} types; one per token", texts.len(), kinds.len());
             return Err(gguf.malformed(problem));
         }
         if let Some(id) = [bos, eos, eot].into_iter().flatten().find(|id| *id as usize >= texts.len()) {
@@ -147,47 +89,77 @@ impl Vocabulary {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let of = |kind: Kind| kinds.iter().zip(0u32..).filter(move |(other, _)| **other == kind).map(|(_, id)| id);
-
-        let mut bytes = vec![NO_TOKEN; 256];
-        for id in of(Kind::Byte) {
-            let hex = texts[id as usize].strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
-            let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-            let byte = byte.ok_or_else(|| gguf.malformed(format!("byte token {id} is not of the form <0xFF>")))?;
-            bytes[usize::from(byte)] = id;
-        }
-        if let Some(byte) = bytes.iter().position(|id| *id == NO_TOKEN) {
-            return Err(gguf.unsupported(format!("a vocabulary without a token for byte {byte}")));
-        }
+        let (merges, adds_bos) = match model.as_str() {
+            "llama" => (Merges::SentencePiece(sentencepiece(gguf, &texts, &kinds)?), adds_bos.unwrap_or(true)),
+            "gpt2" => {
+                let pre = match gguf.get("tokenizer.ggml.pre") {
+                    None => "default",
+                    Some(_) => gguf.text("tokenizer.ggml.pre")?,
+                };
+                let Some(pre) = Pre::named(pre) else {
+                    let problem = format!(
+                        "pre-tokenizer `{pre}`; `default`, `gpt-2`, `llama-bpe`, `qwen2`, `deepseek-r1-qwen` and `smollm` are"
+                    );
+                    return Err(gguf.unsupported(problem));
+                };
+                let Value::Texts(merges) = gguf.take("tokenizer.ggml.merges")? else {
+                    return Err(gguf.malformed("`tokenizer.ggml.merges` is an array of strings"));
+                };
+                let bpe = ByteLevelBpe::new(&texts, of(Kind::Normal), merges, pre);
+                let bpe = bpe.map_err(|problem| gguf.malformed(problem))?;
+                (Merges::ByteLevel(Box::new(bpe)), adds_bos.unwrap_or(pre.adds_bos))
+            }
+            other => {
+                let problem = format!("tokenizer `{other}`; `llama` (SentencePiece) and `gpt2` (byte-level BPE) are");
+                return Err(gguf.unsupported(problem));
+            }
+        };
         let user_defined = Specials::new(&texts, of(Kind::UserDefined));
         let control = Specials::new(&texts, of(Kind::Control));
-        let turn_end = of(Kind::Control).find(|id| texts[*id as usize] == "<end_of_turn>");
-        let ends = [eos, eot, turn_end].into_iter().flatten().collect();
-        let index = Index::new(&texts, of(Kind::Normal));
-        Ok(Self { texts, scores, index, user_defined, control, bytes, bos: bos.filter(|_| adds_bos), ends, kinds })
+        let mut ends: Vec<u32> = [eos, eot].into_iter().flatten().collect();
+        ends.extend(of(Kind::Control).filter(|id| ENDS.contains(&texts[*id as usize].as_str())));
+        ends.sort_unstable();
+        ends.dedup();
+        let text = |id: Option<u32>| id.map_or(String::new(), |id| texts[id as usize].clone());
+        let (bos_text, eos_text) = (text(bos), text(eos));
+        let bos = bos.filter(|_| adds_bos);
+        Ok(Self { user_defined, control, merges, bos, bos_text, eos_text, ends, kinds, texts })
     }
 
     pub(super) fn len(&self) -> usize {
         self.texts.len()
     }
 
-    /// Whether generation ends with this token.
-    pub(super) fn is_end(&self, id: u32) -> bool {
-        self.ends.contains(&id)
+    /// The names of the tokens that begin and end a text; empty where there is none.
+    pub(super) fn names(&self) -> (&str, &str) {
+        (&self.bos_text, &self.eos_text)
     }
 
-    /// Appends the bytes a token stands for.
+    /// Whether generation ends with this token.
+    pub(super) fn is_end(&self, id: u32) -> bool {
+        self.ends.binary_search(&id).is_ok()
+    }
+
+    /// The tokens that end a text.
+    pub(super) fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Appends the bytes a token stands for; none for control tokens.
     pub(super) fn decode(&self, id: u32, bytes: &mut Vec<u8>) {
         let text = &self.texts[id as usize];
-        match self.kinds[id as usize] {
-            Kind::Normal => bytes.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
-            Kind::UserDefined => bytes.extend_from_slice(text.as_bytes()),
-            Kind::Byte => bytes.extend(self.bytes.iter().position(|byte| *byte == id).map(|byte| byte as u8)),
-            Kind::Control => {}
+        match (self.kinds[id as usize], &self.merges) {
+            (Kind::Control, _) => {}
+            (Kind::UserDefined, _) => bytes.extend_from_slice(text.as_bytes()),
+            (Kind::Byte, Merges::SentencePiece(merges)) => bytes.extend(merges.byte(id)),
+            (_, Merges::SentencePiece(_)) => bytes.extend_from_slice(text.replace(SPACE, " ").as_bytes()),
+            (_, Merges::ByteLevel(_)) => byte_level::decode(text, bytes),
         }
     }
 
-    /// The tokens of `text` with the bytes each stands for; a character without a token of its own becomes one token
-    /// per byte, each covering the whole character. `parse_control` recognises control tokens by their name.
+    /// The tokens of `text` with the bytes each stands for; a character without a token of its own becomes several
+    /// tokens, each covering the whole character. `parse_control` recognises control tokens by their name, except where
+    /// `broken` put a `BREAK` into it.
     pub(super) fn tokens(&self, text: &str, parse_control: bool) -> Vec<Token> {
         let mut tokens = Vec::new();
         let (mut plain, mut at) = (0, 0);
@@ -195,14 +167,14 @@ impl Vocabulary {
             match self.special_at(text, at, parse_control) {
                 Some(id) => {
                     let end = at + self.texts[id as usize].len();
-                    self.merge(&text[plain..at], plain, &mut tokens);
+                    self.merge(&text[plain..at], plain, parse_control, &mut tokens);
                     tokens.push(Token { id, start: at, end });
                     (plain, at) = (end, end);
                 }
                 None => at += 1,
             }
         }
-        self.merge(&text[plain..], plain, &mut tokens);
+        self.merge(&text[plain..], plain, parse_control, &mut tokens);
         tokens
     }
 
@@ -218,104 +190,63 @@ impl Vocabulary {
             .reduce(|one, other| if length(other) > length(one) { other } else { one })
     }
 
-    /// Merges characters into tokens, best score first and leftmost among equals; `offset` is where `text` begins.
-    fn merge(&self, text: &str, offset: usize, tokens: &mut Vec<Token>) {
-        let mut escaped = String::with_capacity(text.len() * 2);
-        let mut symbols = Vec::with_capacity(text.len());
-        for (start, character) in text.char_indices() {
-            let from = escaped.len();
-            match character {
-                ' ' => escaped.push_str(SPACE),
-                other => escaped.push(other),
-            }
-            let (end, index) = (start + character.len_utf8(), symbols.len());
-            symbols.push(Symbol {
-                text: from..escaped.len(),
-                source: start..end,
-                previous: index.checked_sub(1),
-                next: (end < text.len()).then_some(index + 1),
-            });
+    /// The tokens of a text without special ones; `offset` is where it begins.
+    fn merge(&self, text: &str, offset: usize, has_breaks: bool, tokens: &mut Vec<Token>) {
+        if text.is_empty() {
+            return;
         }
-        let mut pairs = BinaryHeap::new();
-        for right in 1..symbols.len() {
-            self.consider(&escaped, &symbols, Some(right - 1), Some(right), &mut pairs);
-        }
-        while let Some(Pair { left, right, size, .. }) = pairs.pop() {
-            let (a, b) = (&symbols[left].text, &symbols[right].text);
-            if a.is_empty() || b.is_empty() || a.len() + b.len() != size {
-                continue;
+        let unbroken = if has_breaks && text.contains(BREAK) { Some(text.replace(BREAK, "")) } else { None };
+        let text = unbroken.as_deref().unwrap_or(text);
+        match &self.merges {
+            Merges::SentencePiece(merges) => {
+                let begins = tokens.last().is_none_or(|token| self.kinds[token.id as usize] == Kind::Control);
+                merges.merge(&self.texts, text, offset, begins, tokens);
             }
-            let (end, source_end, next) = (b.end, symbols[right].source.end, symbols[right].next);
-            symbols[right].text = 0..0;
-            symbols[left].text.end = end;
-            symbols[left].source.end = source_end;
-            symbols[left].next = next;
-            if let Some(next) = next {
-                symbols[next].previous = Some(left);
-            }
-            self.consider(&escaped, &symbols, symbols[left].previous, Some(left), &mut pairs);
-            self.consider(&escaped, &symbols, Some(left), next, &mut pairs);
+            Merges::ByteLevel(merges) => merges.merge(text, offset, tokens),
         }
-        for symbol in symbols.iter().filter(|symbol| !symbol.text.is_empty()) {
-            let (start, end) = (offset + symbol.source.start, offset + symbol.source.end);
-            let piece = &escaped[symbol.text.clone()];
-            match self.index.find(&self.texts, piece) {
-                Some(id) => tokens.push(Token { id, start, end }),
-                None => {
-                    tokens.extend(piece.bytes().map(|byte| Token { id: self.bytes[usize::from(byte)], start, end }))
-                }
+    }
+
+    /// `text` with the names of control tokens broken, so that they stay plain text in a template: also a name that
+    /// begins in it and would end in what follows.
+    pub(super) fn broken(&self, text: &str) -> String {
+        let mut broken = String::with_capacity(text.len());
+        for (at, character) in text.char_indices().filter(|(_, character)| *character != BREAK) {
+            broken.push(character);
+            if self.control.longest(&self.texts, &text.as_bytes()[at..]).is_some() {
+                broken.push(BREAK);
             }
         }
-    }
-
-    /// Queues two neighbours if together they are a token.
-    fn consider(
-        &self,
-        escaped: &str,
-        symbols: &[Symbol],
-        left: Option<usize>,
-        right: Option<usize>,
-        pairs: &mut BinaryHeap<Pair>,
-    ) {
-        let (Some(left), Some(right)) = (left, right) else { return };
-        let piece = &escaped[symbols[left].text.start..symbols[right].text.end];
-        if let Some(id) = self.index.find(&self.texts, piece) {
-            pairs.push(Pair { score: self.scores[id as usize], left, right, size: piece.len() });
+        if self.control.may_begin_at_the_end_of(&self.texts, broken.as_bytes()) {
+            broken.push(BREAK);
         }
+        broken
     }
 }
 
-struct Symbol {
-    /// In the escaped text; empty once merged into its left neighbour.
-    text: std::ops::Range<usize>,
-    source: std::ops::Range<usize>,
-    previous: Option<usize>,
-    next: Option<usize>,
-}
-
-struct Pair {
-    score: f32,
-    left: usize,
-    right: usize,
-    size: usize,
-}
-
-impl Ord for Pair {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+/// Reads scores and byte tokens.
+fn sentencepiece(gguf: &mut Gguf, texts: &[String], kinds: &[Kind]) -> Result<SentencePiece, LoadError> {
+    let adds_space = gguf.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+    let Value::Floats(scores) = gguf.take("tokenizer.ggml.scores")? else {
+        return Err(gguf.malformed("`tokenizer.ggml.scores` is an array of numbers"));
+    };
+    if scores.len() != texts.len() || scores.iter().any(|score| score.is_nan()) {
+        let problem = format!(
+            "the vocabulary has {} tokens and {} scores; one finite score per token",
+            texts.len(),
+            scores.len()
+        );
+        return Err(gguf.malformed(problem));
     }
-}
-
-impl PartialOrd for Pair {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
+    let of = |kind: Kind| kinds.iter().zip(0u32..).filter(move |(other, _)| **other == kind).map(|(_, id)| id);
+    let mut bytes = vec![NO_TOKEN; 256];
+    for id in of(Kind::Byte) {
+        let hex = texts[id as usize].strip_prefix("<0x").and_then(|text| text.strip_suffix('>'));
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let byte = byte.ok_or_else(|| gguf.malformed(format!("byte token {id} is not of the form <0xFF>")))?;
+        bytes[usize::from(byte)] = id;
     }
-}
-
-impl PartialEq for Pair {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
+    if let Some(byte) = bytes.iter().position(|id| *id == NO_TOKEN) {
+        return Err(gguf.unsupported(format!("a vocabulary without a token for byte {byte}")));
     }
+    Ok(SentencePiece::new(texts, scores, of(Kind::Normal), bytes, adds_space))
 }
-
-impl Eq for Pair {}

@@ -131,12 +131,20 @@ fn string(text: &str) -> Option<Value> {
 #[test]
 fn what_the_engine_cannot_compute_is_refused_by_name() {
     for (key, value, expected) in [
-        ("general.architecture", string("llama"), "tiny.gguf: not supported: architecture `llama`; `gemma3` is"),
+        (
+            "general.architecture",
+            string("mamba"),
+            "tiny.gguf: not supported: architecture `mamba`; `gemma3`, `llama`, `qwen2`",
+        ),
         ("general.architecture", None, "metadata lacks `general.architecture`"),
         ("general.alignment", Some(Value::U32(0)), "`general.alignment` is a power of two"),
-        ("tokenizer.ggml.model", string("gpt2"), "tokenizer `gpt2`; `llama` (SentencePiece) is"),
+        (
+            "tokenizer.ggml.model",
+            string("bert"),
+            "tokenizer `bert`; `llama` (SentencePiece) and `gpt2` (byte-level BPE) are",
+        ),
         ("tokenizer.ggml.eos_token_id", Some(Value::U32(999)), "special token 999 is not in the vocabulary"),
-        ("tokenizer.ggml.scores", Some(Value::Array(vec![Value::F32(0.0)])), "272 tokens, 1 scores and 272 types"),
+        ("tokenizer.ggml.scores", Some(Value::Array(vec![Value::F32(0.0)])), "272 tokens and 1 scores"),
         ("gemma3.block_count", Some(Value::U32(3)), "tensor `blk.2.attn_norm.weight` is missing"),
         ("gemma3.block_count", Some(Value::U32(0)), "metadata `gemma3.block_count` is a positive 32-bit integer"),
         ("gemma3.embedding_length", Some(Value::U32(64)), "tensor `token_embd.weight` is [272, 32], not [272, 64]"),
@@ -284,7 +292,7 @@ mod live {
     fn run(prompt: &[u32], sampling: Sampling) -> (Vec<Step>, Finish) {
         let mut session: Session = GENERATOR.start(prompt, sampling).unwrap();
         let steps = session.by_ref().collect();
-        (steps, session.finish())
+        (steps, session.finish().unwrap())
     }
 
     fn text(steps: &[Step]) -> String {
@@ -315,7 +323,7 @@ mod live {
         }
     }
 
-    /// A near tie is a step at which exact arithmetic puts our token less than 0.05 behind the best, though llama.cpp
+    /// A near tie is a step at which exact arithmetic puts our token less than 0.1 behind the best, though llama.cpp
     /// takes another: there rounding decides. The last prompt is longer than the window, and is read in several parts.
     #[test]
     fn greedy_ids_equal_llama_cpp_s_until_a_near_tie() {
@@ -331,7 +339,7 @@ mod live {
                 assert_eq!(finish.completion_tokens, golden.ids.len());
             } else {
                 let behind = golden.behind(same, ids[same]);
-                assert!(behind < 0.05, "step {same}: {} for {}, {behind} behind", ids[same], golden.ids[same]);
+                assert!(behind < 0.1, "step {same}: {} for {}, {behind} behind", ids[same], golden.ids[same]);
             }
         }
     }
@@ -346,7 +354,7 @@ mod live {
                 let (steps, _) = run(&context, Sampling::greedy(1));
                 let (id, logprob) = (steps[0].id, steps[0].logprob);
                 let behind = golden.behind(step, id);
-                assert!(behind < 0.1, "step {step} of {:?}: {id}, {behind} behind", golden.prompt);
+                assert!(behind < 0.2, "step {step} of {:?}: {id}, {behind} behind", golden.prompt);
                 if behind == 0.0 {
                     squares += (logprob - golden.exact_best[step][0].1).powi(2);
                     count += 1.0;
@@ -354,19 +362,7 @@ mod live {
             }
         }
         let error = f32::sqrt(squares / count);
-        assert!(count >= 124.0 && error < 0.05, "{count} of 128 tokens agree, {error} apart");
-    }
-
-    #[test]
-    fn a_long_prompt_is_read_in_parts() {
-        let golden = golden().generation.pop().unwrap();
-        let mut session = GENERATOR.start(&golden.prompt_ids, Sampling::greedy(4)).unwrap();
-        let mut parts = 1;
-        while session.read_prompt() {
-            parts += 1;
-        }
-        assert_eq!(parts, golden.prompt_ids.len().div_ceil(128));
-        assert_eq!(session.collect::<Vec<_>>(), run(&golden.prompt_ids, Sampling::greedy(4)).0);
+        assert!(count >= 124.0 && error < 0.04, "{count} of 128 tokens agree, {error} apart");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 mod bad_models;
 mod bad_tables;
 mod bad_texts;
+mod engine;
+mod families;
 mod generation;
 mod golden_heads;
 mod golden_text;

@@ -213,12 +213,13 @@ fn generation() -> Family {
         calls: vec![call(&["The capital of France is"]), call(&["One, two,", "Water is"])],
         typed: |served, mut inputs| {
             async move {
-                use crate::generate::{Event, Generation};
+                use crate::generate::{Event, Generation, Start};
                 let generation: &Generation = served.typed().unwrap();
                 let mut texts = Vec::new();
                 for prompt in inputs.remove(0).into_texts().unwrap() {
                     let sampling = verdict_inference::generation::Sampling::greedy(4);
-                    let mut running = generation.generate(prompt, sampling, Admission::default()).await.unwrap();
+                    let start = Start::Prompt(prompt);
+                    let mut running = generation.generate(start, sampling, None, Admission::default()).await.unwrap();
                     let mut text = String::new();
                     while let Some(event) = running.next().await {
                         if let Event::Step(step) = event.unwrap() {

@@ -3,10 +3,7 @@
 use async_trait::async_trait;
 use futures::future::try_join_all;
 use verdict_api::predict as api;
-use verdict_inference::{
-    generation::{Reason, Sampling},
-    text::Token,
-};
+use verdict_inference::{generation::Reason, text::Token};
 
 use super::{
     Answered, Engine, Inputs, Signature, Wanted,
@@ -16,7 +13,7 @@ use super::{
 };
 use crate::{
     admission::Admission,
-    convert,
+    convert::{self, generate::Generate},
     error::Result,
     generate::{Event, Finish, Generation},
     release::Task,
@@ -25,8 +22,8 @@ use crate::{
 
 impl Generation {
     /// Generates to the end.
-    async fn whole(&self, prompt: String, sampling: Sampling, admission: Admission) -> Result<(String, Finish)> {
-        let mut running = self.generate(prompt, sampling, admission).await?;
+    async fn whole(&self, call: Generate, admission: Admission) -> Result<(String, Finish)> {
+        let mut running = self.generate(call.start, call.sampling, call.schema, admission).await?;
         let mut text = String::new();
         loop {
             match running.next().await {
@@ -99,7 +96,7 @@ impl Engine for Generation {
             convert::generate::generate(request, rand::random())
         });
         let calls = calls.collect::<Result<Vec<_>>>()?;
-        let finished = calls.into_iter().map(|call| self.whole(call.prompt, call.sampling, admission.clone()));
+        let finished = calls.into_iter().map(|call| self.whole(call, admission.clone()));
         let (generated, finishes): (Vec<_>, Vec<_>) = try_join_all(finished).await?.into_iter().unzip();
 
         let mut timing = Timing::default();

@@ -14,12 +14,15 @@ pub(super) async fn generate(
     let admission = Admission::of(&request)?;
     let call = convert::generate::generate(request.into_inner(), rand::random())?;
     let found = catalog.find(&call.model)?;
-    let running = found.model.generation()?.generate(call.prompt, call.sampling, admission).await?;
+    let running = found.model.generation()?.generate(call.start, call.sampling, call.schema, admission).await?;
     let events = stream::unfold((running, found), |(mut running, found)| async move {
         let event = running.next().await?.map_err(Status::from);
-        let message = event.map(|event| match event {
-            Event::Step(step) => convert::generate::generated(step),
-            Event::Finish(finish) => convert::generate::finished(finish, &found),
+        let message = event.and_then(|event| match event {
+            Event::Step(step) => {
+                let engine = found.model.generation()?;
+                Ok(convert::generate::generated(step, |id| engine.token_text(id)))
+            }
+            Event::Finish(finish) => Ok(convert::generate::finished(finish, &found)),
         });
         Some((message, (running, found)))
     });

@@ -7,7 +7,7 @@ use futures::FutureExt;
 use predict::Config;
 use tonic::Code;
 use verdict_api::{
-    predict::{FinishReason, GenerateFinish, GenerateRequest, GeneratedToken, generate_response::Event},
+    predict::{ChatMessage, FinishReason, GenerateFinish, GenerateRequest, GeneratedToken, generate_response::Event},
     registry::Task,
 };
 use verdict_chassis::status;
@@ -44,7 +44,7 @@ async fn text_is_streamed_as_the_reference_has_it_and_the_queue_can_say_no() {
     registry.publish_text("gemma-3-270m", Task::TextGeneration).await;
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path(), &registry.url(), &["gemma-3-270m@champion"]);
-    let predict = Predict::start(Config { generation_queue: 1, ..config }).await;
+    let predict = Predict::start(Config { generation_running: 1, generation_queue: 1, ..config }).await;
     predict.wait_ready().await;
 
     let golden = golden("gemma3_270m.json");
@@ -112,5 +112,107 @@ async fn a_generation_goes_on_while_another_version_takes_over() {
         assert!(matches!(message.event, Some(Event::Token(_))));
     }
     drop(running);
+    predict.stop().await;
+}
+
+/// A schema, prefixes that come again, many at once, and what is wrong with a request.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_run_together_share_beginnings_and_follow_schemas() {
+    let registry = Registry::start().await;
+    registry.publish_text("gemma-3-270m", Task::TextGeneration).await;
+    let (predict, _dir) = Predict::warm(&registry, &["gemma-3-270m@champion"]).await;
+
+    // Several at once say what each says alone.
+    let prompts = ["Once upon a time", "The capital of France is", "One, two, three,", "Water boils at"];
+    let mut alone = Vec::new();
+    for prompt in prompts {
+        alone.push(generate(&predict, request(prompt, 24)).await.0);
+    }
+    let together = prompts.map(|prompt| generate(&predict, request(prompt, 24)));
+    for ((tokens, finish), alone) in futures::future::join_all(together).await.into_iter().zip(alone) {
+        assert_eq!(tokens, alone);
+        assert!(finish.served_by.unwrap().batch_size >= 1);
+    }
+
+    let long = "The bank asked for the year, the amount and the purpose of each loan. ".repeat(8);
+    let first = generate(&predict, request(&long, 4)).await;
+    let again = generate(&predict, request(&long, 4)).await;
+    assert_eq!(first.0, again.0);
+    assert_eq!(first.1.cached_prompt_tokens, 0);
+    assert!(again.1.cached_prompt_tokens >= 96 && again.1.cached_prompt_tokens < again.1.prompt_tokens);
+
+    let json_schema = r#"{"type": "object", "additionalProperties": false, "required": ["city", "capital"],
+        "properties": {"city": {"type": "string", "maxLength": 20}, "capital": {"type": "boolean"}}}"#
+        .to_owned();
+    let with_schema = GenerateRequest { json_schema, top_logprobs: 3, ..request("Paris as JSON: ", 60) };
+    let (tokens, finish) = generate(&predict, with_schema.clone()).await;
+    assert_eq!(finish.reason(), FinishReason::Stop);
+    let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(value["city"].is_string() && value["capital"].is_boolean() && value.as_object().unwrap().len() == 2);
+    for token in &tokens {
+        let best: Vec<f32> = token.top.iter().map(|other| other.logprob).collect();
+        assert!(best.len() == 3 && best.is_sorted_by(|a, b| a >= b) && token.logprob <= best[0]);
+    }
+
+    let refused = async |request: GenerateRequest| predict.client().generate(request).await.unwrap_err();
+    let schema = GenerateRequest { json_schema: r#"{"type": "strange"}"#.to_owned(), ..with_schema };
+    let status = refused(schema).await;
+    assert_eq!((status.code(), told(&status).1), (Code::InvalidArgument, vec!["json_schema".to_owned()]));
+    let messages = vec![ChatMessage { role: "user".to_owned(), content: "hi".to_owned() }];
+    let status = refused(GenerateRequest { messages, ..request("", 4) }).await;
+    assert_eq!((status.code(), told(&status).0.as_str()), (Code::FailedPrecondition, "NO_CHAT_TEMPLATE"));
+    predict.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_ends_a_generation_and_one_in_the_past_begins_none() {
+    let registry = Registry::start().await;
+    registry.publish_text("gemma-3-270m", Task::TextGeneration).await;
+    let (predict, _dir) = Predict::warm(&registry, &["gemma-3-270m@champion"]).await;
+    let mut slow = tonic::Request::new(request("Once upon a time", 8000));
+    slow.set_timeout(Duration::from_secs(2));
+    let began = Instant::now();
+    let mut messages = predict.client().generate(slow).await.unwrap().into_inner();
+    let status = loop {
+        match messages.message().await {
+            Ok(message) => assert!(message.is_some(), "it ends with an error"),
+            Err(status) => break status,
+        }
+    };
+    // Whoever notices first says so: the client, which cancels, or the engine.
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let mut late = tonic::Request::new(request("Once upon a time", 10));
+    late.set_timeout(Duration::from_nanos(1));
+    assert!(predict.client().generate(late).await.is_err());
+    // The engine is free again.
+    assert_eq!(generate(&predict, request("x", 1)).await.1.completion_tokens, 1);
+    predict.stop().await;
+}
+
+/// A conversation with a model that has a chat template.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_goes_through_the_model_s_template() {
+    let registry = Registry::start().await;
+    registry.publish_text("smollm2-135m", Task::TextGeneration).await;
+    let (predict, _dir) = Predict::warm(&registry, &["smollm2-135m@champion"]).await;
+    let message = |role: &str, content: &str| ChatMessage { role: role.to_owned(), content: content.to_owned() };
+    let chat = |messages: Vec<ChatMessage>| GenerateRequest {
+        model: "smollm2-135m@champion".to_owned(),
+        messages,
+        max_tokens: 60,
+        ..GenerateRequest::default()
+    };
+    let question = message("user", "Say hello.");
+    let (tokens, finish) = generate(&predict, chat(vec![question.clone()])).await;
+    let answer: String = tokens.iter().map(|token| token.text.as_str()).collect();
+    assert!(answer.contains("Hello") && !answer.contains("<|im_end|>"), "{answer:?}");
+    assert_eq!(finish.reason(), FinishReason::Stop);
+    let next = vec![question, message("assistant", &answer), message("user", "Say it again.")];
+    let (_, finish) = generate(&predict, chat(next)).await;
+    assert!(finish.cached_prompt_tokens >= 32, "the next turn finds the one before: {finish:?}");
+    let status = predict.client().generate(chat(vec![message("tool", "x")])).await.unwrap_err();
+    assert_eq!(told(&status).1, ["messages[0].role"]);
     predict.stop().await;
 }
