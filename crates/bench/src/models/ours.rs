@@ -33,6 +33,9 @@ pub(super) const ONE_TREE: &str = "one-tree@champion";
 /// Columns of the credit-risk model.
 pub(super) const COLUMNS: usize = 20;
 
+/// Reference, task, folder, signature and parameters of a model.
+type Published<'a> = (&'a str, Task, PathBuf, Option<verdict_api::registry::Signature>, BTreeMap<String, String>);
+
 /// A registry and a predict with the models of the benchmarks; dropped, they are killed.
 pub(crate) struct Stack {
     predict: String,
@@ -69,7 +72,7 @@ impl Stack {
 
     async fn with<const N: usize>(
         bin_dir: &Path,
-        published: [(&str, Task, PathBuf, Option<verdict_api::registry::Signature>, BTreeMap<String, String>); N],
+        published: [Published<'_>; N],
         (setting, value): (&str, usize),
     ) -> Result<Self> {
         let data = tempfile::tempdir()?;
