@@ -34,7 +34,8 @@ const WHOLE_END: &str = concat!(
     ", ",
     rows_of!(
         "p.run, p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
-        "page r CROSS JOIN run_datasets p JOIN datasets d USING (experiment, name, digest) WHERE p.run = r.id"
+        "page r CROSS JOIN run_datasets p JOIN datasets d
+         ON d.experiment = p.experiment AND d.name = p.name AND d.digest = p.digest WHERE p.run = r.id"
     ),
     ", ",
     rows_of!("p.run, p.direction, p.model, p.step", "page r CROSS JOIN run_models p WHERE p.run = r.id")
