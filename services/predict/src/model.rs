@@ -106,7 +106,8 @@ impl Loaded {
 /// Starts the engine of a version whose files are in `dir`, and warms it up. Blocks.
 pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::Result<Served> {
     let name = release.model.clone();
-    let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&release.digest, operation));
+    let identity = release.identity();
+    let scope = |operation| sizing.answers.as_ref().map(|answers| answers.scope(&identity, operation));
     let statistics = Arc::new(Statistics::default());
     let meters = || ModelMeters::new(&release.model, release.version).counting(statistics.clone());
     let threads = NonZeroUsize::new(sizing.batch.workers).unwrap_or(NonZeroUsize::MIN);

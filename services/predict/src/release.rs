@@ -95,6 +95,12 @@ impl Release {
         Ok(())
     }
 
+    /// Names what answers depend on: the files, what is done with them, and how.
+    pub(crate) fn identity(&self) -> String {
+        let parameters = self.parameters.iter().map(|(name, value)| format!("\n{name}={value:?}"));
+        format!("{}\n{:?}{}", self.digest, self.task, parameters.collect::<String>())
+    }
+
     /// Returns the hexadecimal part of the digest.
     pub(crate) fn digest_hex(&self) -> &str {
         self.digest.strip_prefix("sha256:").unwrap_or(&self.digest)

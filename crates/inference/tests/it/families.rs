@@ -97,7 +97,7 @@ fn llama_2_with_sentencepiece_computes_as_llama_cpp_does() {
 fn qwen_2_with_biases_computes_as_llama_cpp_does() {
     let (generator, golden) = (tiny("tiny_qwen2"), golden_of("tiny_qwen2"));
     tokens_are_llama_cpp_s(&generator, &golden);
-    steps_are_llama_cpp_s(&generator, &golden, 0.08, 0.2);
+    steps_are_llama_cpp_s(&generator, &golden, 0.08, 0.4);
 }
 
 #[test]

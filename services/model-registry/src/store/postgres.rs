@@ -13,15 +13,8 @@ use crate::tracking::Metric;
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ($columns:expr, $from:literal) => {
+    ($columns:literal, $from:literal) => {
         concat!("(SELECT COALESCE(json_agg(json_build_array(", $columns, ")), '[]')::text FROM ", $from, ")")
-    };
-}
-
-/// A number as a text that gives the same number back.
-macro_rules! exact {
-    ($column:literal) => {
-        concat!($column, "::text")
     };
 }
 

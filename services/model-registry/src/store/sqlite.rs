@@ -16,15 +16,8 @@ use crate::tracking::Metric;
 /// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
 /// it in one query.
 macro_rules! rows_of {
-    ($columns:expr, $from:literal) => {
+    ($columns:literal, $from:literal) => {
         concat!("(SELECT json_group_array(json_array(", $columns, ")) FROM ", $from, ")")
-    };
-}
-
-/// A number as a text that gives the same number back: as JSON SQLite would write 15 digits.
-macro_rules! exact {
-    ($column:literal) => {
-        concat!("quote(", $column, ")")
     };
 }
 

@@ -1,13 +1,13 @@
-//! Runs with all they logged, a page of them in one query.
+//! Runs with all they logged, a page of them in two queries.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use sqlx::QueryBuilder;
 
 use super::runs::{MetricRow, Row};
-use super::{Connection, Db};
+use super::{Connection, Db, IDS_AT_ONCE};
 use crate::error::{Entity, Error, Result};
 use crate::store::rows::{from_json, list};
 use crate::tracking::{DatasetInput, ModelOutput, Run};
@@ -27,10 +27,7 @@ const WHOLE_END: &str = concat!(
     ", ",
     rows_of!("p.run, p.key, p.value", "page r CROSS JOIN run_tags p WHERE p.run = r.id"),
     ", ",
-    rows_of!(
-        concat!("p.run, p.key, p.timestamp, p.step, ", exact!("p.value"), ", p.nan"),
-        "page r CROSS JOIN latest_metrics p WHERE p.run = r.id"
-    ),
+    rows_of!("p.run, p.key, p.timestamp, p.step, p.nan", "page r CROSS JOIN latest_metrics p WHERE p.run = r.id"),
     ", ",
     rows_of!(
         "p.run, p.name, p.digest, d.source_type, d.source, d.schema, d.profile, p.tags",
@@ -41,7 +38,7 @@ const WHOLE_END: &str = concat!(
     rows_of!("p.run, p.direction, p.model, p.step", "page r CROSS JOIN run_models p WHERE p.run = r.id")
 );
 
-/// A page of runs: JSON of their own rows, in order, then of params, tags, metrics, datasets and models.
+/// A page of runs: JSON of their own rows, in order, then of params, tags, metrics but for their values, datasets and models.
 #[derive(sqlx::FromRow)]
 struct WholePage(String, String, String, String, String, String);
 
@@ -63,12 +60,9 @@ impl WholePage {
                 runs[at].tags.insert(key, value);
             }
         }
-        for (run, key, timestamp, step, value, nan) in
-            list::<(Cow<'_, str>, String, i64, i64, Cow<'_, str>, i64)>(&metrics)?
-        {
+        for (run, key, timestamp, step, nan) in list::<(Cow<'_, str>, String, i64, i64, i64)>(&metrics)? {
             if let Some(at) = place(&run) {
-                let value = value.parse().with_context(|| format!("metric `{key}` of run {run} is `{value}`"))?;
-                runs[at].metrics.push(MetricRow { key, timestamp, step, value, nan }.into_metric());
+                runs[at].metrics.push(MetricRow { key, timestamp, step, value: 0.0, nan }.into_metric());
             }
         }
         type Dataset<'a> = (Cow<'a, str>, String, String, String, String, Option<String>, Option<String>, Cow<'a, str>);
@@ -103,9 +97,30 @@ pub(super) async fn find(tx: &mut Connection, id: &str) -> Result<Run> {
     whole(tx, query).await?.pop().ok_or_else(|| Error::NotFound(Entity::Run(id.to_owned())))
 }
 
-/// The runs a query finds that [`select`] began, in its order, with what they logged.
+/// The runs a query finds that [`select`] began, in its order, with what they logged. The snapshot must be one: values of
+/// metrics come by a second query, as numbers, which SQLite's JSON would round.
 pub(super) async fn whole(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Run>> {
     query.push(WHOLE_END);
     let page: WholePage = query.build_query_as().fetch_one(&mut *tx).await?;
-    page.into_runs()
+    let mut runs = page.into_runs()?;
+    let mut measured: Vec<&mut Run> = runs.iter_mut().filter(|run| !run.metrics.is_empty()).collect();
+    measured.sort_by(|a, b| a.id.cmp(&b.id));
+    for some in measured.chunks_mut(IDS_AT_ONCE) {
+        let mut query = QueryBuilder::<Db>::new("SELECT value FROM latest_metrics WHERE run IN (");
+        let mut ids = query.separated(", ");
+        for run in &*some {
+            ids.push_bind(run.id.clone());
+        }
+        query.push(") ORDER BY run, key");
+        let values: Vec<f64> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+        let metrics = || some.iter().map(|run| run.metrics.len()).sum::<usize>();
+        if values.len() != metrics() {
+            return Err(anyhow!("{} values of {} metrics were read", values.len(), metrics()).into());
+        }
+        let metrics = some.iter_mut().flat_map(|run| &mut run.metrics);
+        for (metric, value) in metrics.zip(values).filter(|(metric, _)| !metric.value.is_nan()) {
+            metric.value = value;
+        }
+    }
+    Ok(runs)
 }
