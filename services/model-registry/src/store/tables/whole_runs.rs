@@ -80,7 +80,11 @@ impl WholePage {
             }
         }
         for run in &mut runs {
+            // In the order of their keys in the tables: an aggregate has none.
             run.metrics.sort_by(|a, b| a.key.cmp(&b.key));
+            run.datasets.sort_by(|a, b| (&a.name, &a.digest).cmp(&(&b.name, &b.digest)));
+            run.model_inputs.sort();
+            run.model_outputs.sort_by(|a, b| a.model.cmp(&b.model));
         }
         Ok(runs)
     }
