@@ -92,6 +92,8 @@ struct State {
     waiting: Queue<Job>,
     /// Texts that run, and the one that is next and found no room.
     busy: usize,
+    /// Whether there is one that is next and found no room: it waits like those in the queue.
+    holds: bool,
     rate: Rate,
     closed: bool,
 }
@@ -103,7 +105,7 @@ impl GenerationLoop {
             .thread_name(|number| format!("generate-{number}"))
             .build()
             .context("threads to generate with")?;
-        let state = State { waiting: Queue::default(), busy: 0, rate: Rate::new(1), closed: false };
+        let state = State { waiting: Queue::default(), busy: 0, holds: false, rate: Rate::new(1), closed: false };
         let shared = Arc::new(Shared { limits, meters, state: Mutex::new(state), changed: Condvar::new() });
         let worker = Worker {
             shared: shared.clone(),
@@ -124,7 +126,7 @@ impl GenerationLoop {
         let mut state = shared.state.lock();
         let is_full = |state: &State| match priority {
             Priority::Shadow => state.waiting.items(Priority::Shadow) >= shared.limits.queue,
-            Priority::Interactive | Priority::Batch => state.waiting.waiting().0 >= shared.limits.queue,
+            Priority::Interactive | Priority::Batch => state.waiting.waiting().0 >= shared.limits.queue - state.held(),
         };
         let is_too_late = |state: &State| {
             let left = (*deadline)?.saturating_duration_since(now);
@@ -145,7 +147,8 @@ impl GenerationLoop {
             let out = match priority {
                 Priority::Shadow => None,
                 Priority::Interactive | Priority::Batch => {
-                    state.waiting.make_room(*priority, tenant, 1, shared.limits.queue)
+                    let most = shared.limits.queue - state.held();
+                    state.waiting.make_room(*priority, tenant, 1, most)
                 }
             };
             let Some(out) = out else {
@@ -166,6 +169,11 @@ impl GenerationLoop {
 }
 
 impl State {
+    /// How many wait outside the queue.
+    fn held(&self) -> usize {
+        usize::from(self.holds)
+    }
+
     /// What is next: what nobody waits for only when there is nothing else.
     fn take(&mut self) -> Option<Job> {
         let one = Budget { items: 1, cost: 1 };
@@ -244,6 +252,10 @@ impl Worker {
                     if next.is_some() {
                         break next;
                     }
+                    // What cannot run yet stays in the queue, where what is more urgent may still pass it.
+                    if self.running.len() >= shared.limits.running.max(1) {
+                        break None;
+                    }
                     let taken = state.take().map(|job| job.wanted(Instant::now(), &shared.meters));
                     shared.meters.depth(state.waiting.depth());
                     match taken {
@@ -258,6 +270,8 @@ impl Worker {
                     }
                 };
                 state.busy = self.running.len() + usize::from(job.is_some());
+                // Until it runs it waits.
+                state.holds = job.is_some();
                 job
             };
             let Some(job) = job else { return true };
@@ -268,6 +282,7 @@ impl Worker {
                     let started = Instant::now();
                     shared.meters.waited(started - accepted);
                     self.running.insert(id, Active { progress, deadline, accepted, started, cost, together: 1 });
+                    shared.state.lock().holds = false;
                 }
                 Err(generation::Refused::Full(request)) => {
                     self.next = Some(Job { request: *request, progress, deadline, accepted });
@@ -275,6 +290,7 @@ impl Worker {
                 }
                 Err(generation::Refused::Invalid(problem)) => {
                     let _gone = progress.try_send(Progress::Failed(problem));
+                    shared.state.lock().holds = false;
                 }
             }
         }
