@@ -9,7 +9,9 @@ settings:
   PREDICT_LISTEN: 0.0.0.0:50052
   PREDICT_ADMIN_LISTEN: 0.0.0.0:9102
   PREDICT_DATA_DIR: /data
-  PREDICT_MODELS: {{ join "," .Values.models | quote }}
+  {{- with .Values.models }}
+  PREDICT_MODELS: {{ join "," . | quote }}
+  {{- end }}
   PREDICT_QUEUE_SIZE: {{ .Values.batch.queueSize | int | quote }}
   PREDICT_BATCH_TOKENS: {{ .Values.batch.tokens | int | quote }}
   PREDICT_BATCH_ITEMS: {{ .Values.batch.items | int | quote }}
