@@ -3,6 +3,7 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`telemetry`] | logs, OTLP spans, W3C trace context, the Prometheus recorder; once per process |
+//! | [`secrets`] | settings that are kept in AWS Secrets Manager, read at the start and again when they were rotated |
 //! | [`settings`] | parsers for durations and counts, and the table `<service> config` prints |
 //! | [`runtime`] | the runtime a process lives on, and its end, which no blocking work holds up |
 //! | [`stop`] | the token that SIGTERM and SIGINT cancel |
@@ -28,6 +29,7 @@ pub mod health;
 pub mod metrics;
 pub mod probe;
 pub mod runtime;
+pub mod secrets;
 pub mod server;
 pub mod settings;
 pub mod status;

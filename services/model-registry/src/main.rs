@@ -185,11 +185,11 @@ struct PublishArgs {
 }
 
 fn main() -> ExitCode {
-    let matches = settings::matches(Cli::command());
+    let (matches, secrets) = settings::read(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     runtime::block_on("model-registry", async {
         match cli.command {
-            Command::Serve(config) => serve(*config).await,
+            Command::Serve(config) => serve(Config { secrets, ..*config }).await,
             Command::Migrate(database) => migrate(database).await,
             Command::VerifyAudit(args) => verify_audit(args).await,
             Command::Config(_) => print_config(&matches),

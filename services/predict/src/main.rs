@@ -29,10 +29,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = settings::matches(Cli::command());
+    let (matches, secrets) = settings::read(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
-        Command::Serve(config) => runtime::block_on("predict", serve(*config)),
+        Command::Serve(config) => runtime::block_on("predict", serve(Config { secrets, ..*config })),
         Command::Probe { listen } => runtime::block_on("predict", probe::ask(listen, predict::SERVICES[0])),
         Command::Config(_) => {
             if let (Some(command), Some((_, matches))) =

@@ -31,7 +31,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let matches = settings::matches(Cli::command());
+    let (matches, _secrets) = settings::read(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
         Command::Serve(config) => runtime::block_on("rag", serve(*config)),
