@@ -1,6 +1,10 @@
 {{- define "model-registry.service" -}}
-{{- if and (not .Values.persistence.enabled) (not .Values.database.secret.name) -}}
-{{- fail "database.secret.name: replicas share their metadata in PostgreSQL; name the Secret with its URL, or set persistence.enabled" -}}
+{{- $database := or .Values.database.secret.name .Values.database.reference -}}
+{{- if and .Values.database.secret.name .Values.database.reference -}}
+{{- fail "database.secret.name and database.reference exclude each other" -}}
+{{- end -}}
+{{- if and (not .Values.persistence.enabled) (not $database) -}}
+{{- fail "database.secret.name: replicas share their metadata in PostgreSQL; name the Secret with its URL (or database.reference), or set persistence.enabled" -}}
 {{- end -}}
 {{- if and (not .Values.persistence.enabled) (not (hasPrefix "s3://" .Values.artifacts.store)) -}}
 {{- fail "artifacts.store: replicas share their files in S3 (s3://bucket/prefix); or set persistence.enabled" -}}
@@ -16,8 +20,11 @@ settings:
   MODEL_REGISTRY_MLFLOW_DIRECT_TRANSFERS: {{ .Values.mlflow.directTransfers | quote }}
   MODEL_REGISTRY_DATA_DIR: /data
   MODEL_REGISTRY_DATABASE_CONNECTIONS: {{ .Values.database.connections | quote }}
-  {{- if .Values.database.secret.name }}
+  {{- if $database }}
   MODEL_REGISTRY_NO_MIGRATE: "true"
+  {{- end }}
+  {{- with .Values.database.reference }}
+  DATABASE_URL: {{ . | quote }}
   {{- end }}
   {{- with .Values.artifacts.store }}
   ARTIFACT_STORE: {{ . | quote }}
@@ -40,7 +47,7 @@ secrets:
 ports:
   mlflow: 5000
 {{- end }}
-{{- if .Values.database.secret.name }}
+{{- if $database }}
 # A failure stops the rollout while the old pods go on; they read what a newer schema holds (expand, then contract).
 init:
   migrate: [migrate]
@@ -49,14 +56,14 @@ init:
 caConfigMap: {{ . }}
 {{- end }}
 egress:
-  {{- if .Values.database.secret.name }}
+  {{- if $database }}
   - name: PostgreSQL
     to:
       {{- include "verdict.cidrs" .Values.database.cidrs | nindent 6 }}
     ports: [{{ .Values.database.port }}]
   {{- end }}
-  {{- if or (hasPrefix "s3://" .Values.artifacts.store) .Values.webhooks.allowed }}
-  - name: S3 and the receivers of webhooks
+  {{- if or (hasPrefix "s3://" .Values.artifacts.store) .Values.webhooks.allowed .Values.database.reference }}
+  - name: S3, Secrets Manager and the receivers of webhooks
     to:
       - {{ include "verdict.publicInternet" . | fromYaml | toJson }}
     ports: [443]

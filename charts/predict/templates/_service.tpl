@@ -1,6 +1,10 @@
 {{- define "predict.service" -}}
-{{- if and (not .Values.persistence.enabled) (not .Values.database.secret.name) -}}
-{{- fail "database.secret.name: a decision must outlive its pod; name the Secret with the URL of PostgreSQL, or set persistence.enabled" -}}
+{{- $database := or .Values.database.secret.name .Values.database.reference -}}
+{{- if and .Values.database.secret.name .Values.database.reference -}}
+{{- fail "database.secret.name and database.reference exclude each other" -}}
+{{- end -}}
+{{- if and (not .Values.persistence.enabled) (not $database) -}}
+{{- fail "database.secret.name: a decision must outlive its pod; name the Secret with the URL of PostgreSQL (or database.reference), or set persistence.enabled" -}}
 {{- end -}}
 grpcPort: 50052
 adminPort: 9102
@@ -21,6 +25,9 @@ settings:
   PREDICT_GENERATION_QUEUE: {{ .Values.generation.queue | int | quote }}
   PREDICT_GENERATION_CACHE_TOKENS: {{ .Values.generation.cacheTokens | int64 | quote }}
   REGISTRY_URL: {{ .Values.registry.url | quote }}
+  {{- with .Values.database.reference }}
+  DATABASE_URL: {{ . | quote }}
+  {{- end }}
   {{- if .Values.routes }}
   PREDICT_ROUTES: /etc/predict/routes.json
   {{- end }}
@@ -42,10 +49,16 @@ egress:
     to:
       - {{ .Values.registry.peer | toJson }}
     ports: [50051]
-  {{- if .Values.database.secret.name }}
+  {{- if $database }}
   - name: PostgreSQL
     to:
       {{- include "verdict.cidrs" .Values.database.cidrs | nindent 6 }}
     ports: [{{ .Values.database.port }}]
+  {{- end }}
+  {{- if .Values.database.reference }}
+  - name: Secrets Manager
+    to:
+      - {{ include "verdict.publicInternet" . | fromYaml | toJson }}
+    ports: [443]
   {{- end }}
 {{- end -}}

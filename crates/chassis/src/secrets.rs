@@ -28,15 +28,11 @@ use url::Url;
 
 const SCHEME: &str = "secretsmanager://";
 
-/// How often a secret that is followed is read again. At this pace one costs about 20 cents a month.
-const EVERY: Duration = Duration::from_secs(60);
-
 /// The settings of this process that are references, by the name of their environment variable. Without any (the default) it
 /// does nothing.
 #[derive(Clone, Default)]
 pub struct Secrets {
     kept: BTreeMap<String, Kept>,
-    every: Option<Duration>,
 }
 
 #[derive(Clone)]
@@ -79,27 +75,23 @@ impl Secrets {
             kept.insert(variable, Kept { reference, value });
         }
         arguments.retain(|argument| !argument.is_empty());
-        Ok((arguments, Self { kept, every: None }))
+        Ok((arguments, Self { kept }))
     }
 
-    /// Has followed secrets read again after this time instead of every minute.
-    #[must_use]
-    pub fn every(self, every: Duration) -> Self {
-        Self { every: Some(every), ..self }
-    }
-
-    /// Calls `changed` with each new value of the setting `variable`, until `stop`; nothing where it is no reference.
+    /// Reads the setting `variable` again every `every` until `stop`, and calls `changed` with each new value; does nothing
+    /// where it is no reference.
     ///
     /// What cannot be read is logged and tried again; a value that `changed` does not take is logged and told of once more
     /// when it has changed again.
     pub fn follow(
         &self,
         variable: &str,
+        every: Duration,
         stop: &CancellationToken,
         mut changed: impl FnMut(&str) -> anyhow::Result<()> + Send + 'static,
     ) -> Option<JoinHandle<()>> {
         let Kept { reference, mut value } = self.kept.get(variable)?.clone();
-        let (every, stop, variable) = (self.every.unwrap_or(EVERY), stop.clone(), variable.to_owned());
+        let (stop, variable) = (stop.clone(), variable.to_owned());
         Some(tokio::spawn(async move {
             // One of its own: connections of another are bound to the runtime they were made on.
             let client = client().await;

@@ -82,7 +82,8 @@ pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) 
     metrics::describe();
     let database = config.database.url();
     let connections = config.database.database_connections;
-    let store = store::open_following(&database, connections, !config.no_migrate, &config.secrets, &stop).await?;
+    let (migrate, refresh) = (!config.no_migrate, config.server.secrets_refresh);
+    let store = store::open_following(&database, connections, migrate, &config.secrets, refresh, &stop).await?;
     let artifacts: Arc<dyn ArtifactStore> =
         Arc::new(Leased { store: store.clone(), artifacts: artifacts::open(&config).await? });
     let feed = feed::Feed::start(store.clone(), config.watch_heartbeat, stop.clone()).await?;

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -162,18 +163,19 @@ pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow:
 }
 
 /// Opens the store as [`open`] does; new connections are made with what `DATABASE_URL` becomes while the process runs, where it
-/// is a reference.
+/// is a reference, which is read again every `every`.
 pub async fn open_following(
     url: &DatabaseUrl,
     connections: u32,
     migrate: bool,
     secrets: &Secrets,
+    every: Duration,
     stop: &CancellationToken,
 ) -> anyhow::Result<Arc<dyn Everything>> {
     match url {
         DatabaseUrl::Sqlite(_) => open(url, connections, migrate).await,
         DatabaseUrl::Postgres(url) => {
-            Ok(Arc::new(postgres::open_following(url, connections, migrate, secrets, stop).await?))
+            Ok(Arc::new(postgres::open_following(url, connections, migrate, secrets, every, stop).await?))
         }
     }
 }

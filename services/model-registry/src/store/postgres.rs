@@ -83,11 +83,12 @@ pub async fn open_following(
     connections: u32,
     migrate: bool,
     secrets: &Secrets,
+    every: Duration,
     stop: &CancellationToken,
 ) -> anyhow::Result<PostgresStore> {
     let pools = connect(url, connections, migrate).await?;
     let [writer, reader] = pools.clone();
-    secrets.follow("DATABASE_URL", stop, move |url| {
+    secrets.follow("DATABASE_URL", every, stop, move |url| {
         let options: PgConnectOptions = url.parse().map_err(quotes_the_password)?;
         let options = options.options(GIVE_UP);
         for pool in &pools {
