@@ -31,6 +31,9 @@ CUSTOM = ("external-secrets.io", "monitoring.coreos.com")
 # Environment variables that no service declares: read by its libraries, or here for others to refer to.
 OF_LIBRARIES = {"AWS_REGION", "OTEL_RESOURCE_ATTRIBUTES", "POD_NAME"}
 
+# Secrets that charts/foundation makes.
+SHARED = {"ghcr-secret", "kafka-credentials"}
+
 # What must be refused, and a word of the message that says why.
 REFUSED = [
     ("predict", ["--set", "replica=3"], "replica"),
@@ -185,7 +188,7 @@ def check_pod(service: str, manifests: list[dict]) -> None:
     made = {m["spec"]["target"]["name"]: m["spec"]["target"]["template"]["data"] for m in manifests if m["kind"] == "ExternalSecret"}
     for variable in main["env"]:
         source = variable.get("valueFrom", {}).get("secretKeyRef")
-        if source and made:
+        if source and made and source["name"] not in SHARED:
             require(source["key"] in made.get(source["name"], {}), f"{variable['name']}: no ExternalSecret makes it")
 
 

@@ -72,6 +72,20 @@ spec:
       ports:
         - {protocol: TCP, port: 80}
     {{- end }}
+    {{- if .Values.kafka.bootstrapServers }}
+    # Kafka
+    - to:
+        {{- range .Values.kafka.cidrs | default (list "0.0.0.0/0") }}
+        - ipBlock:
+            cidr: {{ . }}
+        {{- end }}
+      ports:
+        {{- $ports := dict }}
+        {{- range splitList "," .Values.kafka.bootstrapServers }}{{ $_ := set $ports (splitList ":" . | last) "" }}{{ end }}
+        {{- range $port, $_ := $ports }}
+        - {protocol: TCP, port: {{ $port }}}
+        {{- end }}
+    {{- end }}
     {{- range concat ($service.egress | default list) .Values.networkPolicy.extraEgress }}
     # {{ .name }}
     - to:

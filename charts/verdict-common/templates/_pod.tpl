@@ -37,13 +37,24 @@ seccompProfile:
     "SERVER_DRAIN_DELAY" "0s"
     "SERVER_DRAIN_GRACE" (printf "%ds" (int .Values.drain.graceSeconds))
     "SERVER_MAX_CONNECTION_AGE" .Values.server.maxConnectionAge
-    "SERVER_MAX_IN_FLIGHT" (toString .Values.server.maxInFlight)
+    "SERVER_MAX_IN_FLIGHT" (.Values.server.maxInFlight | int64 | toString)
     "SERVER_MAX_MESSAGE_BYTES" (.Values.server.maxMessageBytes | int64 | toString)
     "SERVER_REQUEST_TIMEOUT" .Values.server.requestTimeout -}}
 {{- with .Values.telemetry.otlpEndpoint }}{{ $_ := set $env "OTEL_EXPORTER_OTLP_ENDPOINT" . }}{{ end -}}
 {{- with .Values.aws.region }}{{ $_ := set $env "AWS_REGION" . }}{{ end -}}
+{{- with .Values.kafka }}
+{{- if .bootstrapServers }}
+{{- $_ := set $env "KAFKA_BOOTSTRAP_SERVERS" .bootstrapServers }}
+{{- $_ := set $env "KAFKA_ENVIRONMENT" .environment }}
+{{- $_ := set $env "KAFKA_SECURITY_PROTOCOL" .protocol }}
+{{- $_ := set $env "KAFKA_CREATE_TOPICS" (toString .createTopics) }}
+{{- with .replication }}{{ $_ := set $env "KAFKA_TOPIC_REPLICATION" (toString .) }}{{ end }}
+{{- if hasPrefix "sasl" .protocol }}{{ $_ := set $env "KAFKA_SASL_MECHANISM" .mechanism }}{{ end }}
+{{- end }}
+{{- end -}}
 {{- range $name, $value := $service.settings }}{{ $_ := set $env $name (toString $value) }}{{ end -}}
-{{- range $name, $value := .Values.settings }}{{ $_ := set $env $name (toString $value) }}{{ end -}}
+{{- /* YAML's numbers are floats here, and a million of them would be 1e+06. */ -}}
+{{- range $name, $value := .Values.settings }}{{ $_ := set $env $name (kindIs "float64" $value | ternary (int64 $value) $value | toString) }}{{ end -}}
 - name: POD_NAME
   valueFrom:
     fieldRef:
@@ -53,6 +64,15 @@ seccompProfile:
 {{- range $name, $value := $env }}
 - name: {{ $name }}
   value: {{ $value | quote }}
+{{- end }}
+{{- if include "verdict.hasKafkaPassword" . }}
+{{- range $name, $key := dict "KAFKA_SASL_USERNAME" "username" "KAFKA_SASL_PASSWORD" "password" }}
+- name: {{ $name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $.Values.kafka.secretName }}
+      key: {{ $key }}
+{{- end }}
 {{- end }}
 {{- range $name, $from := $service.secrets }}
 - name: {{ $name }}
@@ -64,6 +84,12 @@ seccompProfile:
       optional: true
       {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- define "verdict.hasKafkaPassword" -}}
+{{- with .Values.kafka -}}
+{{- if and .bootstrapServers (hasPrefix "sasl" .protocol) (ne .mechanism "aws-msk-iam") -}}true{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "verdict.deployment" -}}
