@@ -58,7 +58,7 @@ copy() {
   rm -rf "$1"
   cp -r "$root/terraform" "$1"
   rm -rf "$1/.terraform" "$1/.terraform.lock.hcl"
-  echo 'terraform { backend "local" {} }' >"$1/backend_override.tf"
+  printf 'terraform {\n  backend "local" {}\n}\n' >"$1/backend_override.tf"
 }
 
 with_stand_in() {

@@ -30,7 +30,7 @@ run "staging" {
   variables { environment = "staging" }
 
   assert {
-    condition     = aws_eks_node_group.this.instance_types[0] == "m5.large" && aws_eks_node_group.this.scaling_config[0].desired_size == 2
+    condition     = aws_eks_node_group.this.instance_types[0] == "m5.large" && aws_eks_node_group.this.scaling_config[0].min_size == 2
     error_message = "Staging runs on 2 × m5.large."
   }
   assert {
@@ -56,7 +56,7 @@ run "production" {
   variables { environment = "production" }
 
   assert {
-    condition     = aws_eks_node_group.this.instance_types[0] == "m5.xlarge" && aws_eks_node_group.this.scaling_config[0].desired_size == 3
+    condition     = aws_eks_node_group.this.instance_types[0] == "m5.xlarge" && aws_eks_node_group.this.scaling_config[0].min_size == 3
     error_message = "Production runs on 3 × m5.xlarge."
   }
   assert {
