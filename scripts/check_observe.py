@@ -6,6 +6,8 @@ Metrics: each one named in a rule or on a dashboard is exported by the services'
 charts/observe/metrics.yaml; each one exported is on a dashboard and on the page of operations.
 Dashboards: their expressions parse, their variables and ids are sound, their panels don't overlap.
 Prometheus, Alertmanager with the receivers of alertmanager-routes.tsv, the collector's pipelines, links between pages.
+
+With the argument `names` it checks nothing and prints the metrics that are named and that the services export or rules record.
 """
 
 import json
@@ -314,7 +316,21 @@ def check_pages() -> None:
             finding(index, f"does not list {page.name}")
 
 
+def print_names() -> int:
+    """Prints what a scrape of the services must bring, and the rules record, for everything that is named."""
+    lists = load(OBSERVE / "metrics.yaml")
+    expressions = [rule["expr"] for service in SERVICES for rule in rules_of(CHARTS / service / "rules" / f"{service}.yaml")]
+    for path in CHARTS.glob("*/dashboards/*.json"):
+        for panel in panels_of(json.loads(path.read_text(encoding="utf-8"))):
+            expressions += [target["expr"] for target in panel.get("targets", [])]
+    named = set().union(*map(promql.names, expressions)) - lists["awaited"].keys() - lists["others"].keys()
+    print(*sorted(named), sep="\n")
+    return 0
+
+
 def main() -> int:
+    if sys.argv[1:] == ["names"]:
+        return print_names()
     for path in rule_files():
         check_rules(path)
     check_common_groups()

@@ -21,8 +21,8 @@ pub mod postgres;
 pub mod process;
 pub mod s3;
 
-/// Reads a variable that `make test` sets.
-fn required(name: &str) -> String {
+/// Reads a variable that `make test` sets; panics, saying so, where it is missing.
+pub fn required(name: &str) -> String {
     match std::env::var(name) {
         Ok(value) if !value.is_empty() => value,
         _ => panic!("{name} is not set: run `make test`, which starts the server"),
