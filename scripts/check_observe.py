@@ -20,6 +20,7 @@ from pathlib import Path
 import yaml
 
 import promql
+import run_runbooks
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = ROOT / "charts"
@@ -301,6 +302,12 @@ def check_pages() -> None:
     pages = sorted(RUNBOOKS.glob("*.md"))
     index = RUNBOOKS / "README.md"
     for page in [OPERATIONS, *pages]:
+        for block in run_runbooks.blocks(page):
+            parsed = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True, check=False)
+            if parsed.returncode:
+                finding(page, f"has commands that are no shell: {parsed.stderr.strip()}")
+            if run_runbooks.is_local(block) and re.search(r"^\s*(kubectl|helm|aws|terraform)\b", block, re.MULTILINE):
+                finding(page, "has commands that need a cluster or AWS and don't say so")
         for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
             if re.match(r"[a-z]+:", target):
                 continue

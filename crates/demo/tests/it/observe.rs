@@ -162,6 +162,22 @@ fn named() -> BTreeSet<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
+/// Runs the commands of the runbooks on the services.
+fn runbooks(demo: &Demo) {
+    let addresses = [
+        ("REGISTRY", demo.registry),
+        ("REGISTRY_ADMIN", demo.registry_admin),
+        ("PREDICT", demo.predict),
+        ("PREDICT_ADMIN", demo.predict_admin),
+        ("RAG", demo.rag),
+        ("RAG_ADMIN", demo.rag_admin),
+    ];
+    let mut command = Command::new(root().join("scripts/run_runbooks.py"));
+    command.envs(addresses.iter().map(|(name, address)| (*name, address.to_string())));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 fn channel(address: SocketAddr) -> Channel {
     client::connect(&format!("http://{address}")).unwrap()
 }
@@ -260,6 +276,7 @@ mod live {
         let noticed = async || prometheus.fires("QueueRefusals", "predict").await;
         assert!(overload(demo.predict, noticed).await > 0);
 
+        runbooks(demo);
         let exemplars = prometheus.get("/api/v1/query_exemplars?query=http_request_duration_seconds_bucket").await;
         assert!(exemplars.to_string().contains("trace_id"), "{exemplars}");
         let rules = prometheus.get("/api/v1/rules").await.to_string();
