@@ -58,7 +58,7 @@ impl Health {
     /// Makes a board on which none of `services` (full gRPC names) serves yet.
     pub fn new(services: &[&'static str]) -> Self {
         let starting = || State { serving: false, why: "starting".to_owned() };
-        for service in services {
+        for service in services.iter().copied() {
             metrics::serving(service, false);
         }
         let services = services.iter().map(|name| (*name, starting())).collect();
@@ -94,7 +94,7 @@ impl Health {
     pub(crate) fn stop(&self) {
         self.board.send_modify(|board| {
             board.stopping = true;
-            for service in board.services.keys() {
+            for service in board.services.keys().copied() {
                 metrics::serving(service, false);
             }
         });

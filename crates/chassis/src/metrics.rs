@@ -72,8 +72,9 @@ impl CallMeters {
     }
 }
 
-/// Says whether a service serves.
+/// Says whether a service serves. It may be the first to say something, before the server begins.
 pub(crate) fn serving(service: &'static str, serving: bool) {
+    recorder();
     gauge!(SERVING, "service" => service).set(if serving { 1.0 } else { 0.0 });
 }
 
