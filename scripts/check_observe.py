@@ -245,6 +245,17 @@ def check_prometheus() -> None:
         finding(path, f"does not scrape {service}")
 
 
+def check_monitors() -> None:
+    """The rules select by the chart's name as job, and by the label `service` of the metrics themselves."""
+    for path in CHARTS.glob("*/templates/*"):
+        text = path.read_text(encoding="utf-8")
+        if "kind: ServiceMonitor" not in text:
+            continue
+        for line in ("honorLabels: true", "jobLabel: app.kubernetes.io/name"):
+            if line not in text:
+                finding(path, f"a ServiceMonitor without `{line}`: the rules would find nothing")
+
+
 def check_alertmanager() -> None:
     path, routes = OBSERVE / "alertmanager.yml", OBSERVE / "alertmanager-routes.tsv"
     run(path, "amtool", "check-config", str(path))
@@ -344,6 +355,7 @@ def main() -> int:
     check_streams()
     check_metrics()
     check_prometheus()
+    check_monitors()
     check_alertmanager()
     check_collector()
     check_grafana()
