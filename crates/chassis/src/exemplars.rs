@@ -124,7 +124,8 @@ mod tests {
 
     #[test]
     fn what_the_exporter_renders_becomes_open_metrics() {
-        let rendered = "# HELP hits_total Hits\n# TYPE hits_total counter\nhits_total{a=\"b\"} 3\n\n# TYPE up gauge\nup 1\n\n";
+        let rendered =
+            "# HELP hits_total Hits\n# TYPE hits_total counter\nhits_total{a=\"b\"} 3\n\n# TYPE up gauge\nup 1\n\n";
         let expected = "# HELP hits Hits\n# TYPE hits counter\nhits_total{a=\"b\"} 3\n# TYPE up gauge\nup 1\n# EOF\n";
         assert_eq!(open_metrics(rendered), expected);
     }

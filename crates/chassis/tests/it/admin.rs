@@ -125,7 +125,8 @@ async fn open_metrics_name_a_trace_of_a_call_in_each_bucket() {
     let answer = net::exchange(server.admin, "GET", "/metrics", &accept, b"").await.unwrap();
     assert!(answer.headers["content-type"].starts_with("application/openmetrics-text"), "{:?}", answer.headers);
     let text = String::from_utf8(answer.body).unwrap();
-    let bucket = r#"http_request_duration_seconds_bucket{service="verdict.rag.v1.RagService",method="Search",code="OK""#;
+    let bucket =
+        r#"http_request_duration_seconds_bucket{service="verdict.rag.v1.RagService",method="Search",code="OK""#;
     let exemplar = text.lines().filter(|line| line.starts_with(bucket)).find_map(|line| line.split_once(" # "));
     let (_, exemplar) = exemplar.unwrap_or_else(|| panic!("no exemplar in\n{text}"));
     let trace = exemplar.strip_prefix("{trace_id=\"").and_then(|rest| rest.split('"').next()).unwrap();

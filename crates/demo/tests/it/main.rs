@@ -1,5 +1,7 @@
 //! The demo with the binaries of this build: three processes, real models.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
+
 mod observe;
 mod story;
 

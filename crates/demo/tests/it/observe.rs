@@ -246,7 +246,9 @@ async fn overload(predict: SocketAddr, enough: impl AsyncFn() -> bool) -> usize 
         let calls = (0..8).map(|call| {
             let mut client = client.clone();
             let inputs = (0..1024).map(|text| format!("text {text} of call {call} in round {round}")).collect();
-            async move { client.embed(EmbedRequest { model: "embedder@champion".into(), inputs, ..Default::default() }).await }
+            async move {
+                client.embed(EmbedRequest { model: "embedder@champion".into(), inputs, ..Default::default() }).await
+            }
         });
         for answer in futures::future::join_all(calls).await {
             match answer {
