@@ -13,9 +13,11 @@
 # A server the environment already names (TEST_POSTGRES_URL, TEST_S3_ENDPOINT, TEST_SECRETS_MANAGER_ENDPOINT) is used as it is
 # and not started.
 # PostgreSQL runs without fsync unless it is started durable, and stop removes all data.
+#
+# Sourced, it gives its functions and does nothing.
 set -euo pipefail
 
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tools="${VERDICT_CACHE:-$HOME/.cache/verdict}/tools/bin"
 readonly start_timeout_seconds=60
 
@@ -50,27 +52,35 @@ as_postgres() {
   fi
 }
 
+# Starts PostgreSQL on a data directory, which belongs to whom it runs as. $4: further settings of the server.
+run_postgres() {
+  local dir=$1 data=$2 port=$3 settings=$4 bin
+  bin=$(postgres_bin)
+  echo "$data" >"$dir/postgres.data"
+  # shellcheck disable=SC2024 # the log belongs to us, not to user postgres
+  as_postgres "$bin/pg_ctl" -D "$data" -w -t "$start_timeout_seconds" -l "$data/server.log" -o \
+    "-p $port -h 127.0.0.1 -c unix_socket_directories='' -c max_connections=300 $settings" \
+    start >"$dir/pg_ctl.log" 2>&1 || { cat "$dir/pg_ctl.log" "$data/server.log" >&2; die "PostgreSQL did not start"; }
+  head -1 "$data/postmaster.pid" >"$dir/postgres.pid"
+  echo "PostgreSQL $("$bin/postgres" --version | grep -oE '[0-9.]+' | head -1) on port $port" >&2
+}
+
 # $2: further settings of the server.
 start_postgres() {
   local dir=$1 bin data port password
   bin=$(postgres_bin)
   data=$(mktemp -d "${TMPDIR:-/tmp}/verdict-postgres-XXXXXX")
+  echo "$data" >"$dir/postgres.data"
   password=$(python3 -c 'import secrets; print(secrets.token_hex(16))')
   read -r port < <(free_ports 1)
-  echo "$data" >"$dir/postgres.data"
   (umask 077 && printf %s "$password" >"$data.password")
   if [[ $(id -u) == 0 ]]; then chown postgres: "$data" "$data.password"; fi
 
   as_postgres "$bin/initdb" -D "$data" -U postgres --pwfile="$data.password" --auth=scram-sha-256 -E UTF8 \
     --locale=C.UTF-8 --no-sync --no-instructions >"$dir/initdb.log" 2>&1 || { cat "$dir/initdb.log" >&2; die "initdb failed"; }
   rm -f "$data.password"
-  # shellcheck disable=SC2024 # the log belongs to us, not to user postgres
-  as_postgres "$bin/pg_ctl" -D "$data" -w -t "$start_timeout_seconds" -l "$data/server.log" -o \
-    "-p $port -h 127.0.0.1 -c unix_socket_directories='' -c max_connections=300 $2" \
-    start >"$dir/pg_ctl.log" 2>&1 || { cat "$dir/pg_ctl.log" "$data/server.log" >&2; die "PostgreSQL did not start"; }
-  head -1 "$data/postmaster.pid" >"$dir/postgres.pid"
+  run_postgres "$dir" "$data" "$port" "$2"
   echo "export TEST_POSTGRES_URL=postgres://postgres:$password@127.0.0.1:$port/postgres" >>"$dir/env"
-  echo "PostgreSQL $("$bin/postgres" --version | grep -oE '[0-9.]+' | head -1) on port $port" >&2
 }
 
 start_seaweed() {
@@ -180,6 +190,8 @@ stop() {
   stop_pid "$dir/moto.pid" moto_server TERM
   rm -rf "$dir"
 }
+
+[[ ${BASH_SOURCE[0]} == "$0" ]] || return 0
 
 dir=${2:-$root/.verdict/test-servers}
 case ${1:-} in

@@ -41,6 +41,10 @@ export TEST_MLFLOW_SERVER
 TEST_TRITONCLIENT=$("$root/scripts/python_env.sh" tritonclient)
 export TEST_TRITONCLIENT
 
+# What watches the services.
+TEST_PROMETHEUS=$(command -v prometheus)
+export TEST_PROMETHEUS
+
 if [[ $# -eq 0 ]]; then
   cargo test --quiet --workspace --doc
   set -- --workspace

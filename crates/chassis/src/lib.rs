@@ -13,7 +13,7 @@
 //! | [`context`] | request id and deadline of the call being served, for handlers and for what they spawn |
 //! | [`client`] | channels to other services that carry trace, request id and the time that is left |
 //! | [`status`] | `tonic::Status` with `google.rpc` details; clients match on the reason |
-//! | [`metrics`] | names of the metrics above and the bucket rule for all others |
+//! | [`metrics`] | names of the metrics above and the bucket rule for all others; OpenMetrics has exemplars: traces of calls |
 //!
 //! The life of a call: request id and trace context are read or made → span and metrics begin → a panic becomes
 //! INTERNAL → the deadline runs → the concurrency limit admits or refuses → the handler. Span and metrics end when the
@@ -25,6 +25,7 @@
 mod admin;
 pub mod client;
 pub mod context;
+mod exemplars;
 pub mod health;
 pub mod metrics;
 pub mod probe;

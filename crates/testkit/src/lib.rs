@@ -23,8 +23,8 @@ pub mod process;
 pub mod s3;
 pub mod secrets_manager;
 
-/// Reads a variable that `make test` sets.
-fn required(name: &str) -> String {
+/// Reads a variable that `make test` sets; panics, saying so, where it is missing.
+pub fn required(name: &str) -> String {
     match std::env::var(name) {
         Ok(value) if !value.is_empty() => value,
         _ => panic!("{name} is not set: run `make test`, which starts the server"),

@@ -216,7 +216,7 @@ impl Drop for Call {
         let took = self.started.elapsed();
         let code = name(self.code);
         self.meters.in_flight().decrement(1.0);
-        self.meters.duration(self.code as usize, code).record(took.as_secs_f64());
+        self.meters.ended(self.code as usize, code, took, &self.span);
         self.span.record("rpc.grpc.status_code", self.code as i32);
         if matches!(
             self.code,
