@@ -1,10 +1,9 @@
 // Validates custom resources, given as a JSON array on standard input, against the schemas of their operators.
 // Prints one line for each that does not hold, and ends with 1 if there is one. Run where the packages are installed.
-import { createRequire } from "node:module";
 import path from "node:path";
+import { pathToFileURL } from "node:url";
 import { readFileSync } from "node:fs";
 
-const require = createRequire(path.join(process.cwd(), "index.js"));
 const packages = {
   "external-secrets.io": "@kubernetes-models/external-secrets",
   "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
@@ -16,7 +15,8 @@ for (const resource of JSON.parse(readFileSync(0, "utf8"))) {
   const name = `${resource.kind} ${resource.metadata?.name}`;
   try {
     if (!packages[group]) throw new Error(`there is no schema of ${group}`);
-    const models = require(`${packages[group]}/${group}/${version}`);
+    const file = path.join(process.cwd(), "node_modules", packages[group], group, version, "index.js");
+    const models = await import(pathToFileURL(file));
     if (!models[resource.kind]) throw new Error(`there is no such kind in ${resource.apiVersion}`);
     new models[resource.kind](resource).validate();
   } catch (error) {
