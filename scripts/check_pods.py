@@ -174,7 +174,7 @@ class Pod:
 
 def call_until(stop: threading.Event, addresses: list[str], method: str, failures: list[str], done: list[int]) -> None:
     """Calls both replicas in turn, as a client does that knows every pod of a headless Service."""
-    options = [("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'), ("grpc.enable_retries", 0)]
+    options = [("grpc.default_authority", "model-registry"), ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'), ("grpc.enable_retries", 0)]
     with grpc.insecure_channel("ipv4:" + ",".join(addresses), options=options) as channel:
         call = channel.unary_unary(method)
         count = 0

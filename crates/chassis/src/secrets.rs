@@ -61,7 +61,8 @@ impl Secrets {
         let client = client().await;
         let (mut arguments, mut kept) = (arguments, BTreeMap::new());
         for Found { variable, flag, place, reference } in found {
-            let value = reference.read(&client).await.with_context(|| format!("{variable}: cannot read {reference}"))?;
+            let value =
+                reference.read(&client).await.with_context(|| format!("{variable}: cannot read {reference}"))?;
             let argument = OsString::from(format!("--{flag}={value}"));
             match place {
                 Place::Environment => arguments.push(argument),
@@ -99,12 +100,18 @@ impl Secrets {
                 let Some(read) = stop.run_until_cancelled(reference.read(&client)).await else { return };
                 match read {
                     Err(error) => {
-                        tracing::warn!(setting = variable, error = format!("{error:#}"), "cannot read {reference} again");
+                        tracing::warn!(
+                            setting = variable,
+                            error = format!("{error:#}"),
+                            "cannot read {reference} again"
+                        );
                     }
                     Ok(new) if new == value => {}
                     Ok(new) => {
                         match changed(&new) {
-                            Ok(()) => tracing::info!(setting = variable, "{reference} has changed; the new value is used"),
+                            Ok(()) => {
+                                tracing::info!(setting = variable, "{reference} has changed; the new value is used")
+                            }
                             Err(error) => tracing::error!(
                                 setting = variable,
                                 error = format!("{error:#}"),
@@ -120,9 +127,8 @@ impl Secrets {
 }
 
 async fn client() -> Client {
-    let https = aws_smithy_http_client::Builder::new()
-        .tls_provider(tls::Provider::Rustls(CryptoMode::Ring))
-        .build_https();
+    let https =
+        aws_smithy_http_client::Builder::new().tls_provider(tls::Provider::Rustls(CryptoMode::Ring)).build_https();
     Client::new(&aws_config::defaults(BehaviorVersion::latest()).http_client(https).load().await)
 }
 
@@ -201,7 +207,10 @@ impl std::str::FromStr for Reference {
             Some((name, key)) => (name, Some(key)),
             None => (rest, None),
         };
-        ensure!(!name.is_empty() && key != Some(""), "`{text}` is not of the form secretsmanager://NAME or secretsmanager://NAME#KEY");
+        ensure!(
+            !name.is_empty() && key != Some(""),
+            "`{text}` is not of the form secretsmanager://NAME or secretsmanager://NAME#KEY"
+        );
         let (key, query) = match key.and_then(|key| key.strip_prefix("url?")) {
             Some(query) => (Some("url"), Some(query)),
             None => (key, None),
@@ -227,8 +236,8 @@ impl Reference {
     /// What the reference says of a secret's text. Errors hold nothing of it.
     fn part(&self, text: &str) -> anyhow::Result<String> {
         let Some(key) = &self.key else { return Ok(text.to_owned()) };
-        let fields: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(text).map_err(|_quotes_it| anyhow!("it is not a JSON object, so it has no key `{key}`"))?;
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_str(text)
+            .map_err(|_quotes_it| anyhow!("it is not a JSON object, so it has no key `{key}`"))?;
         let field = |name: &str| match fields.get(name) {
             Some(serde_json::Value::String(text)) => Ok(text.clone()),
             Some(serde_json::Value::Number(number)) => Ok(number.to_string()),
@@ -271,7 +280,10 @@ mod tests {
         };
         assert_eq!(parse("secretsmanager://a/b").unwrap(), of("a/b", None, None));
         assert_eq!(parse("secretsmanager://a/b#key").unwrap(), of("a/b", Some("key"), None));
-        assert_eq!(parse("secretsmanager://a#url?sslmode=require").unwrap(), of("a", Some("url"), Some("sslmode=require")));
+        assert_eq!(
+            parse("secretsmanager://a#url?sslmode=require").unwrap(),
+            of("a", Some("url"), Some("sslmode=require"))
+        );
         let arn = "arn:aws:secretsmanager:us-west-2:111122223333:secret:a-AbCdEf";
         assert_eq!(parse(&format!("secretsmanager://{arn}#k")).unwrap(), of(arn, Some("k"), None));
         for bad in ["", "secretsmanager://", "secretsmanager://#k", "secretsmanager://a#"] {

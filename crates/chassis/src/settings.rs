@@ -16,9 +16,8 @@ pub fn read(command: clap::Command) -> (clap::ArgMatches, Secrets) {
         .build()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(Secrets::resolve(&command, std::env::args_os().collect())));
-    let (arguments, secrets) = resolved.unwrap_or_else(|error| {
-        command.clone().error(ErrorKind::ValueValidation, format!("{error:#}")).exit()
-    });
+    let (arguments, secrets) =
+        resolved.unwrap_or_else(|error| command.clone().error(ErrorKind::ValueValidation, format!("{error:#}")).exit());
     (matches_from(command, arguments).unwrap_or_else(|error| error.exit()), secrets)
 }
 

@@ -33,7 +33,10 @@ async fn call(action: &str, request: &Value) {
     let headers = [
         ("Content-Type", "application/x-amz-json-1.1"),
         ("X-Amz-Target", target.as_str()),
-        ("Authorization", "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, Signature=0"),
+        (
+            "Authorization",
+            "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/secretsmanager/aws4_request, Signature=0",
+        ),
     ];
     let body = request.to_string();
     let (status, answer) =

@@ -28,7 +28,8 @@ mod live {
             let (mut admin, url) = (PgConnection::connect(url).await.unwrap(), Url::parse(url).unwrap());
             let name = format!("rotated_{}", Uuid::new_v4().simple());
             let database = url.path().trim_start_matches('/').to_owned();
-            for statement in [format!("CREATE ROLE {name} LOGIN"), format!("ALTER DATABASE {database} OWNER TO {name}")] {
+            for statement in [format!("CREATE ROLE {name} LOGIN"), format!("ALTER DATABASE {database} OWNER TO {name}")]
+            {
                 admin.execute(AssertSqlSafe(statement)).await.unwrap();
             }
             Self { admin, url, name }
