@@ -6,6 +6,8 @@ ARG RUST_IMAGE=docker.io/library/rust:1.95.0-bookworm@sha256:6258907abe69656e41c
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot@sha256:9dac0a79194e45a7da0158a9c6da57b217585af0786db3845d1f0ec1a0dd182f
 
 FROM ${RUST_IMAGE} AS chef
+# The image's own toolchain is that of rust-toolchain.toml, which would have rustup fetch formatter and linter besides.
+ENV RUSTUP_TOOLCHAIN=1.95.0
 ARG CARGO_CHEF_VERSION=0.1.77
 RUN cargo install cargo-chef --locked --version "${CARGO_CHEF_VERSION}"
 WORKDIR /src
@@ -20,7 +22,6 @@ FROM chef AS build
 ENV CARGO_INCREMENTAL=0 \
     CARGO_PROFILE_RELEASE_DEBUG=none \
     CARGO_PROFILE_RELEASE_STRIP=debuginfo
-COPY rust-toolchain.toml ./
 COPY .cargo .cargo
 COPY --from=plan /src/recipe.json recipe.json
 RUN cargo chef cook --release --locked --recipe-path recipe.json \

@@ -39,7 +39,17 @@ policy() {
   python3 scripts/policy_report.py "$work/policy.json" dockerfile kubernetes github_actions terraform
 }
 
+# The compiler of the images is the one everything is tested with.
+same_toolchain() {
+  local channel
+  channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+  grep -q "^ARG RUST_IMAGE=docker.io/library/rust:$channel-bookworm@sha256:" Dockerfile &&
+    grep -q "^ENV RUSTUP_TOOLCHAIN=$channel$" Dockerfile ||
+    { echo "error: Dockerfile: RUST_IMAGE and RUSTUP_TOOLCHAIN must be $channel, as in rust-toolchain.toml" >&2; return 1; }
+}
+
 step hadolint Dockerfile
+step same_toolchain
 step scripts/compose.sh config
 step with_packages scripts/chart_schema.py check
 step actionlint
