@@ -43,9 +43,11 @@ policy() {
 same_toolchain() {
   local channel
   channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-  grep -q "^ARG RUST_IMAGE=docker.io/library/rust:$channel-bookworm@sha256:" Dockerfile &&
-    grep -q "^ENV RUSTUP_TOOLCHAIN=$channel$" Dockerfile ||
-    { echo "error: Dockerfile: RUST_IMAGE and RUSTUP_TOOLCHAIN must be $channel, as in rust-toolchain.toml" >&2; return 1; }
+  if ! grep -q "^ARG RUST_IMAGE=docker.io/library/rust:$channel-bookworm@sha256:" Dockerfile ||
+    ! grep -q "^ENV RUSTUP_TOOLCHAIN=$channel$" Dockerfile; then
+    echo "error: Dockerfile: RUST_IMAGE and RUSTUP_TOOLCHAIN must be $channel, as in rust-toolchain.toml" >&2
+    return 1
+  fi
 }
 
 step hadolint Dockerfile
