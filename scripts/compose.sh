@@ -4,7 +4,8 @@
 # usage: compose.sh secrets | up [observe] | down [ARGUMENT OF docker compose down...] | config
 #
 #   secrets  makes what is missing in .verdict/compose: passwords and keys at random, addresses that alert nobody
-#   up       secrets, then builds and starts profile core (and observe), and waits until all are healthy
+#   up       secrets, then builds and starts profile core (and observe), and waits until all are healthy; rag, which is healthy
+#            when predict serves its models, is not waited for
 #   down     stops both; `down --volumes` deletes what they kept
 #   config   checks the file without a Docker engine
 set -euo pipefail
@@ -63,7 +64,10 @@ case $verb in
       export OTEL_EXPORTER_OTLP_ENDPOINT=http://otel-collector:4317
     fi
     make_secrets
-    compose "${profiles[@]}" up --build --detach --wait
+    compose "${profiles[@]}" build
+    mapfile -t services < <(compose "${profiles[@]}" config --services | grep -vx rag)
+    compose "${profiles[@]}" up --detach --wait "${services[@]}"
+    compose "${profiles[@]}" up --detach rag
     ;;
   down) compose --profile core --profile observe down "$@" ;;
   config)
@@ -71,7 +75,7 @@ case $verb in
     compose --profile core --profile observe config --quiet
     ;;
   *)
-    sed -n '4,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '4,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

@@ -76,7 +76,7 @@ for service in "${services[@]}"; do
   echo "deploy: $service $digest to $environment (was revision ${before[$service]})" >&2
   helm upgrade --install "$service" "charts/$service" --namespace "$namespace" "${values[@]}" \
     --set-string "image.repository=$repository" --set-string "image.digest=$digest" \
-    --atomic --timeout 20m --history-max 10 || take_back
+    --rollback-on-failure --timeout 20m --history-max 10 || take_back
   upgraded+=("$service")
   "$root/scripts/smoke.sh" "$namespace" "$service" || take_back
 done
