@@ -64,10 +64,10 @@ case $verb in
       export OTEL_EXPORTER_OTLP_ENDPOINT=http://otel-collector:4317
     fi
     make_secrets
-    compose "${profiles[@]}" build
-    mapfile -t services < <(compose "${profiles[@]}" config --services | grep -vx rag)
-    compose "${profiles[@]}" up --detach --wait "${services[@]}"
-    compose "${profiles[@]}" up --detach rag
+    compose "${profiles[@]}" up --build --detach
+    # Those that end when their work is done are not waited for: they have ended.
+    mapfile -t services < <(compose "${profiles[@]}" config --services | grep -vxE 'rag|model-registry-migrate|artifacts-bucket')
+    compose "${profiles[@]}" up --detach --no-deps --no-recreate --wait "${services[@]}"
     ;;
   down) compose --profile core --profile observe down "$@" ;;
   config)
