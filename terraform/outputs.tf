@@ -3,10 +3,11 @@ output "chart_values" {
   value = {
     foundation = {
       externalSecrets = {
-        enabled = true
-        ghcr    = local.secrets["ghcr-secret"]
-        slack   = local.secrets["slack-webhook"]
-        kafka   = lookup(local.secrets, "kafka-credentials", "")
+        enabled   = true
+        ghcr      = local.secrets["ghcr-secret"]
+        slack     = local.secrets["slack-webhook"]
+        pagerduty = local.secrets["pagerduty-key"]
+        kafka     = lookup(local.secrets, "kafka-credentials", "")
       }
     }
     model-registry = {

@@ -7,7 +7,7 @@ locals {
   }
   # MSK takes SCRAM users from entries whose name begins so, and only those.
   secrets = merge(
-    { for name in ["mlflow-credentials", "predict-credentials", "rag-credentials", "ghcr-secret", "slack-webhook"] : name => "${local.name}/${name}" },
+    { for name in ["mlflow-credentials", "predict-credentials", "rag-credentials", "ghcr-secret", "slack-webhook", "pagerduty-key"] : name => "${local.name}/${name}" },
     local.size.kafka == null ? {} : { kafka-credentials = "AmazonMSK_${local.name}-kafka-credentials" },
   )
   # PostgreSQL's users, whose passwords are changed by a function of AWS.
