@@ -21,7 +21,11 @@ compose() {
 # Writes FILE from standard input unless it is there: a value once given to a server stays what it is. Secrets that
 # containers read as files are readable by all on purpose, in a directory that is not: the users inside have other ids.
 once() {
-  [[ -e $secrets/$1 ]] || (umask "$2" && cat >"$secrets/$1.new" && mv "$secrets/$1.new" "$secrets/$1")
+  if [[ -e $secrets/$1 ]]; then
+    cat >/dev/null
+  else
+    (umask "$2" && cat >"$secrets/$1.new" && mv "$secrets/$1.new" "$secrets/$1")
+  fi
 }
 
 random() {
