@@ -13,6 +13,7 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 secrets="$root/.verdict/compose"
+export PATH="${VERDICT_CACHE:-$HOME/.cache/verdict}/tools/bin:$PATH"
 
 compose() {
   if docker compose version >/dev/null 2>&1; then docker compose "$@"; else docker-compose "$@"; fi
