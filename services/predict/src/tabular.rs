@@ -91,8 +91,7 @@ impl Tabular {
             _ => bail!("{} is no classifier ({}): publish it as a regression", file.display(), model.objective()),
         }
         let inputs = if release.inputs.is_empty() { inputs } else { release.inputs.clone() };
-        let schema =
-            Schema::new(inputs, model.num_features(), model.feature_names()).map_err(anyhow::Error::msg)?;
+        let schema = Schema::new(inputs, model.num_features(), model.feature_names()).map_err(anyhow::Error::msg)?;
         let policy = policy(dir, &schema)?;
         if policy.is_some() {
             let binary = model.kind() == Kind::BinaryClassification && model.num_outputs() == 1;

@@ -33,10 +33,15 @@ mod live {
             let told = &told[model.split('@').next().unwrap()];
             let rows: Vec<Vec<f32>> = told["rows"].as_array().unwrap().iter().map(floats).collect();
             let expected = floats(&told["answers"]);
-            let names: Vec<&str> = told["columns"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+            let names: Vec<&str> =
+                told["columns"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
             let matrix = Input::Matrix(Matrix { columns: 3, values: rows.concat() });
             let named = rows.iter().map(|row| Row {
-                features: names.iter().zip(row).map(|(name, cell)| ((*name).to_owned(), cell_of(name, *cell))).collect(),
+                features: names
+                    .iter()
+                    .zip(row)
+                    .map(|(name, cell)| ((*name).to_owned(), cell_of(name, *cell)))
+                    .collect(),
             });
             let named = Input::Rows(Rows { rows: named.collect() });
             for input in [matrix, named] {
@@ -45,7 +50,10 @@ mod live {
                 let answers = if model.starts_with("approves") { &answer.probabilities } else { &answer.values };
                 assert_eq!(answers.len(), expected.len(), "{model}");
                 for (answer, expected) in answers.iter().zip(&expected) {
-                    assert!((answer - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{model}: {answer}, {expected}");
+                    assert!(
+                        (answer - expected).abs() <= 1e-5 * expected.abs().max(1.0),
+                        "{model}: {answer}, {expected}"
+                    );
                 }
             }
         }
@@ -53,7 +61,9 @@ mod live {
         // What cannot be served says so, and what to do.
         let dir = tempfile::tempdir().unwrap();
         let other = Predict::start(crate::world::config(dir.path(), &registry.url(), &["pickled@champion"])).await;
-        let problem = |model: &ServedModel| model.message.contains("supported: xgboost, lightgbm, onnx (log other models as ONNX)");
+        let problem = |model: &ServedModel| {
+            model.message.contains("supported: xgboost, lightgbm, onnx (log other models as ONNX)")
+        };
         other.wait("the pickle is refused", async || other.served().await.iter().any(problem)).await;
         other.stop().await;
         predict.stop().await;
