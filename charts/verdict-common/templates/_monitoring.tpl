@@ -16,7 +16,8 @@ spec:
     - port: admin
       path: /metrics
       interval: {{ .Values.monitoring.interval }}
-      honorLabels: false
+      # The services' own label `service` is the gRPC service that was called; the operator's would take its place.
+      honorLabels: true
 {{- end -}}
 {{- end -}}
 
