@@ -2,12 +2,12 @@
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
 use crate::health::Health;
-use crate::metrics;
+use crate::{exemplars, metrics};
 
 pub(crate) fn router(health: Health) -> Router {
     Router::new()
@@ -23,8 +23,15 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     (code, axum::Json(health.report()))
 }
 
-async fn render() -> impl IntoResponse {
+/// Prometheus's text, or OpenMetrics with exemplars for whoever asks for it.
+async fn render(headers: HeaderMap) -> impl IntoResponse {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let wants_open_metrics = accepted.into_iter().any(|accepted| accepted.contains("application/openmetrics-text"));
     match metrics::recorder() {
+        Some(recorder) if wants_open_metrics => {
+            let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, content_type)], exemplars::open_metrics(&recorder.render())).into_response()
+        }
         Some(recorder) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], recorder.render()).into_response()
         }

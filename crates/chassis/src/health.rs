@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::status;
+use crate::{metrics, status};
 
 /// What is ready to serve, by full gRPC service name; clones share one board.
 ///
@@ -58,6 +58,9 @@ impl Health {
     /// Makes a board on which none of `services` (full gRPC names) serves yet.
     pub fn new(services: &[&'static str]) -> Self {
         let starting = || State { serving: false, why: "starting".to_owned() };
+        for service in services.iter().copied() {
+            metrics::serving(service, false);
+        }
         let services = services.iter().map(|name| (*name, starting())).collect();
         Self { board: Arc::new(watch::Sender::new(Board { stopping: false, services })) }
     }
@@ -69,6 +72,7 @@ impl Health {
             let before = board.services.insert(service, state.clone());
             let turned = before.as_ref().is_none_or(|before| before.serving != serving);
             if turned {
+                metrics::serving(service, serving && !board.stopping);
                 tracing::info!(rpc.service = service, serving, why = state.why, "health of `{service}` changed");
             }
             before != Some(state)
@@ -88,7 +92,12 @@ impl Health {
 
     /// Turns everything to NOT_SERVING for good and ends the watches.
     pub(crate) fn stop(&self) {
-        self.board.send_modify(|board| board.stopping = true);
+        self.board.send_modify(|board| {
+            board.stopping = true;
+            for service in board.services.keys().copied() {
+                metrics::serving(service, false);
+            }
+        });
     }
 
     /// Returns the names of the services it reports on.

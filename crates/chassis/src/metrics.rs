@@ -4,16 +4,25 @@
 //! `…_seconds`, `…_ms`, `…_bytes`, and counts for everything else.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{Gauge, Histogram, Unit, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing::Span;
+
+use crate::exemplars::Exemplars;
 
 /// Histogram of every gRPC call: `service`, `method`, `code` (its gRPC name, such as `NOT_FOUND`); ends with the response body.
 pub const CALL_DURATION: &str = "http_request_duration_seconds";
 /// Gauge of calls that have begun and not ended, by `service`.
 pub const IN_FLIGHT: &str = "grpc_requests_in_flight";
+/// Gauge by `service`: 1 while health says SERVING, 0 while it doesn't.
+pub const SERVING: &str = "grpc_service_serving";
+/// Gauge: when this process began, in seconds since 1970; a change is a restart.
+pub const START_TIME: &str = "process_start_time_seconds";
 
-const SECONDS: [f64; 16] =
+/// Upper bounds of the buckets of times in seconds; the last bucket has none.
+pub(crate) const SECONDS: [f64; 16] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 const MILLISECONDS: [f64; 16] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 5000.0, 30000.0];
@@ -29,7 +38,14 @@ pub(crate) struct CallMeters {
     service: Arc<str>,
     method: Arc<str>,
     in_flight: OnceLock<Gauge>,
-    durations: [OnceLock<Histogram>; CODES],
+    durations: [OnceLock<Durations>; CODES],
+}
+
+/// Calls of one method that ended with one code: how long they took, and a trace to look at for each bucket.
+#[derive(Debug)]
+struct Durations {
+    histogram: Histogram,
+    exemplars: Arc<Exemplars>,
 }
 
 impl CallMeters {
@@ -42,14 +58,24 @@ impl CallMeters {
         self.in_flight.get_or_init(|| gauge!(IN_FLIGHT, "service" => Arc::clone(&self.service)))
     }
 
-    /// Returns the histogram of the calls that end with the code of this number and name.
-    pub(crate) fn duration(&self, code: usize, name: &'static str) -> &Histogram {
+    /// Records a call that ended with the code of this number and name; `span` was its span.
+    pub(crate) fn ended(&self, code: usize, name: &'static str, took: Duration, span: &Span) {
         let look_up = || {
             let (service, method) = (Arc::clone(&self.service), Arc::clone(&self.method));
-            histogram!(CALL_DURATION, "service" => service, "method" => method, "code" => name)
+            let exemplars = Exemplars::of(CALL_DURATION, &[("service", &service), ("method", &method), ("code", name)]);
+            let histogram = histogram!(CALL_DURATION, "service" => service, "method" => method, "code" => name);
+            Durations { histogram, exemplars }
         };
-        self.durations[code.min(CODES - 1)].get_or_init(look_up)
+        let durations = self.durations[code.min(CODES - 1)].get_or_init(look_up);
+        durations.histogram.record(took.as_secs_f64());
+        durations.exemplars.offer(took.as_secs_f64(), span);
     }
+}
+
+/// Says whether a service serves. It may be the first to say something, before the server begins.
+pub(crate) fn serving(service: &'static str, serving: bool) {
+    recorder();
+    gauge!(SERVING, "service" => service).set(if serving { 1.0 } else { 0.0 });
 }
 
 /// Installs the recorder at the first call and returns what renders it.
@@ -73,6 +99,10 @@ pub(crate) fn recorder() -> Option<&'static PrometheusHandle> {
                         "Time from a call's head to the end of its answer"
                     );
                     describe_gauge!(IN_FLIGHT, "Calls that have begun and not ended");
+                    describe_gauge!(SERVING, "1 while the service's health is SERVING");
+                    describe_gauge!(START_TIME, Unit::Seconds, "When this process began, since 1970-01-01 UTC");
+                    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                    gauge!(START_TIME).set(since.as_secs_f64());
                     Some(handle)
                 }
                 Err(error) => {

@@ -25,7 +25,15 @@ enum Command {
     /// Starts the three services, plays the story, stops them.
     Run(Settings),
     /// Starts the three services with the demo models published, and leaves them running.
-    Up(Settings),
+    Up {
+        #[command(flatten)]
+        settings: Settings,
+        /// Publish nothing: serve what the registry has.
+        #[arg(long)]
+        as_is: bool,
+    },
+    /// Plays the story on the services that `up` left running.
+    Play(Settings),
     /// Stops what `up` started.
     Down(Settings),
 }
@@ -51,6 +59,8 @@ pub(crate) struct Settings {
     /// How many of the 1,400 Cranfield abstracts to ingest.
     #[arg(long, default_value_t = 1400)]
     abstracts: usize,
+    #[command(flatten)]
+    stores: Stores,
     /// gRPC address of model-registry.
     #[arg(long, env = "MODEL_REGISTRY_LISTEN", default_value = "127.0.0.1:50051")]
     registry: SocketAddr,
@@ -74,6 +84,20 @@ pub(crate) struct Settings {
     rag_admin: SocketAddr,
 }
 
+/// Where the services keep what must last, instead of the data folder.
+#[derive(Args, Clone, Default)]
+pub(crate) struct Stores {
+    /// model-registry's database: postgres://user:password@host/database.
+    #[arg(long, env = "DEMO_REGISTRY_DATABASE", hide_env_values = true)]
+    registry_database: Option<String>,
+    /// predict's decision log, likewise.
+    #[arg(long, env = "DEMO_PREDICT_DATABASE", hide_env_values = true)]
+    predict_database: Option<String>,
+    /// model-registry's files: s3://bucket/prefix; the shell's AWS_ variables say where that is.
+    #[arg(long, env = "DEMO_ARTIFACT_STORE")]
+    artifact_store: Option<String>,
+}
+
 impl Settings {
     fn models_dir(&self) -> PathBuf {
         self.models.clone().unwrap_or_else(|| {
@@ -89,7 +113,8 @@ impl Settings {
 async fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(settings) => story::run(&settings).await,
-        Command::Up(settings) => story::up(&settings).await,
+        Command::Up { settings, as_is } => story::up(&settings, as_is).await,
+        Command::Play(settings) => story::play(&settings).await,
         Command::Down(settings) => stack::down(&settings).await,
     };
     match outcome {

@@ -37,6 +37,9 @@ const SETTINGS: [&str; 12] = [
     "SERVER_",
 ];
 
+/// What the artifact store needs to know of the shell, where there is one.
+const AWS: [&str; 4] = ["AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"];
+
 /// The running services; dropped, they are stopped.
 pub(crate) struct Stack {
     settings: Settings,
@@ -65,25 +68,32 @@ impl Stack {
     /// Starts model-registry and waits until it is healthy.
     pub(crate) async fn start_registry(&mut self) -> Result<()> {
         let (grpc, admin) = (self.settings.registry, self.settings.registry_admin);
-        let environment = [
+        let mut environment = vec![
             ("MODEL_REGISTRY_LISTEN", grpc.to_string()),
             ("MODEL_REGISTRY_ADMIN_LISTEN", admin.to_string()),
             ("MODEL_REGISTRY_MLFLOW_LISTEN", self.settings.registry_mlflow.to_string()),
             ("MODEL_REGISTRY_DATA_DIR", self.data("model-registry")),
         ];
+        let stores = &self.settings.stores;
+        environment.extend(stores.registry_database.clone().map(|url| ("DATABASE_URL", url)));
+        if let Some(store) = stores.artifact_store.clone() {
+            environment.push(("ARTIFACT_STORE", store));
+            environment.extend(AWS.iter().filter_map(|name| Some((*name, std::env::var(name).ok()?))));
+        }
         self.start("model-registry", grpc, &environment, Duration::from_secs(60)).await
     }
 
     /// Starts predict on the demo models and waits until they are warm.
     pub(crate) async fn start_predict(&mut self) -> Result<()> {
         let (grpc, admin) = (self.settings.predict, self.settings.predict_admin);
-        let environment = [
+        let mut environment = vec![
             ("PREDICT_LISTEN", grpc.to_string()),
             ("PREDICT_ADMIN_LISTEN", admin.to_string()),
             ("PREDICT_DATA_DIR", self.data("predict")),
             ("PREDICT_MODELS", SERVED.to_owned()),
             ("REGISTRY_URL", format!("http://{}", self.settings.registry)),
         ];
+        environment.extend(self.settings.stores.predict_database.clone().map(|url| ("DATABASE_URL", url)));
         self.start("predict", grpc, &environment, Duration::from_secs(300)).await
     }
 

@@ -26,7 +26,7 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     let since = Instant::now();
     let mut stack = Stack::new(settings)?;
     let played = tokio::select! {
-        played = play(settings, &mut stack) => played,
+        played = start_and_play(settings, &mut stack) => played,
         () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     let step = Step::begin("Stop the services");
@@ -41,11 +41,11 @@ pub(crate) async fn run(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// Starts the services with the demo models and leaves them running.
-pub(crate) async fn up(settings: &Settings) -> Result<()> {
+/// Starts the services with the demo models, or on what the registry has, and leaves them running.
+pub(crate) async fn up(settings: &Settings, as_is: bool) -> Result<()> {
     let mut stack = Stack::new(settings)?;
     let started = tokio::select! {
-        started = start(settings, &mut stack) => started,
+        started = start(settings, &mut stack, as_is) => started,
         () = interrupted() => Err(anyhow::anyhow!("interrupted")),
     };
     started?;
@@ -61,12 +61,33 @@ async fn interrupted() {
     stop::on_signal().cancelled().await;
 }
 
-/// Registry, models, predict, rag.
-async fn start(settings: &Settings, stack: &mut Stack) -> Result<()> {
-    let step = Step::begin("Start model-registry (SQLite, artifacts in a folder)");
+/// Registry, models unless it has them, predict, rag.
+async fn start(settings: &Settings, stack: &mut Stack, as_is: bool) -> Result<()> {
+    let database = settings.stores.registry_database.as_ref().map_or("SQLite", |_| "PostgreSQL");
+    let files = settings.stores.artifact_store.as_ref().map_or("a folder", |_| "S3");
+    let step = Step::begin(format!("Start model-registry ({database}, artifacts in {files})"));
     stack.start_registry().await?;
     step.end(format!("healthy at {}", settings.registry));
+    if !as_is {
+        publish_models(settings).await?;
+    }
 
+    let step = Step::begin("Start predict: it resolves, downloads, verifies and warms what it serves");
+    stack.start_predict().await?;
+    let mut predict = PredictServiceClient::new(client::connect(&format!("http://{}", settings.predict))?);
+    for model in predict.list_served_models(ListServedModelsRequest {}).await?.into_inner().models {
+        tell::detail(format!("{} → version {}, {}", model.reference, model.version, model.state().as_str_name()));
+    }
+    tell::grpcurl(settings.predict, "verdict.predict.v1.PredictService/ListServedModels", &json!({}));
+    step.end(format!("all warm at {}", settings.predict));
+
+    let step = Step::begin("Start rag (qdrant-edge in process)");
+    stack.start_rag().await?;
+    step.end(format!("healthy at {}", settings.rag));
+    Ok(())
+}
+
+async fn publish_models(settings: &Settings) -> Result<()> {
     let registry = client::connect(&format!("http://{}", settings.registry))?;
     let step = Step::begin("Publish four models: each file is hashed, uploaded in chunks, verified, then frozen");
     let publications = [
@@ -94,24 +115,16 @@ async fn start(settings: &Settings, stack: &mut Stack) -> Result<()> {
         &json!({"uri": "models:/credit-risk@champion"}),
     );
     step.end("published");
-
-    let step = Step::begin("Start predict: it resolves, downloads, verifies and warms what it serves");
-    stack.start_predict().await?;
-    let mut predict = PredictServiceClient::new(client::connect(&format!("http://{}", settings.predict))?);
-    for model in predict.list_served_models(ListServedModelsRequest {}).await?.into_inner().models {
-        tell::detail(format!("{} → version {}, {}", model.reference, model.version, model.state().as_str_name()));
-    }
-    tell::grpcurl(settings.predict, "verdict.predict.v1.PredictService/ListServedModels", &json!({}));
-    step.end(format!("all warm at {}", settings.predict));
-
-    let step = Step::begin("Start rag (qdrant-edge in process)");
-    stack.start_rag().await?;
-    step.end(format!("healthy at {}", settings.rag));
     Ok(())
 }
 
-async fn play(settings: &Settings, stack: &mut Stack) -> Result<()> {
-    start(settings, stack).await?;
+async fn start_and_play(settings: &Settings, stack: &mut Stack) -> Result<()> {
+    start(settings, stack, false).await?;
+    play(settings).await
+}
+
+/// Plays the story on services that run.
+pub(crate) async fn play(settings: &Settings) -> Result<()> {
     decide::ten_applications(settings).await?;
     ingest::documents(settings).await?;
     ask::questions(settings).await?;

@@ -232,6 +232,7 @@ impl Follower {
         for service in SERVICES {
             self.health.set(service, warm, why.clone());
         }
+        metrics::models(count(self.catalog.slots().iter().map(|slot| slot.standing())));
     }
 
     /// Wakes slots whose model changed in the registry.
@@ -294,6 +295,21 @@ impl Follower {
             slot.wake.notify_one();
         }
     }
+}
+
+/// Counts the slots by what [`metrics::MODELS`] calls their states.
+fn count(slots: impl Iterator<Item = Standing>) -> [(&'static str, usize); 4] {
+    let mut counts = [("serving", 0), ("stale", 0), ("loading", 0), ("failed", 0)];
+    for standing in slots {
+        let state = match standing.state {
+            State::Serving if standing.message.is_empty() => 0,
+            State::Serving => 1,
+            State::Loading => 2,
+            State::Failed => 3,
+        };
+        counts[state].1 += 1;
+    }
+    counts
 }
 
 /// Returns what a slot that serves has to tell, or the error of one that does not.

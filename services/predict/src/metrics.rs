@@ -45,6 +45,10 @@ pub const COMMIT_SIZE: &str = "predict_decision_commit_size";
 /// Changes of the version behind a reference, by reference and result (`swapped`, `failed`).
 pub const SWAPS: &str = "predict_model_swaps_total";
 
+/// Models that are to be served, by `state`: `serving`; `stale` (something serves, but perhaps not the newest version:
+/// the last look at the registry or the last load failed); `loading`; `failed`.
+pub const MODELS: &str = "predict_models";
+
 /// Describes the metrics to the recorder; call once, after it is installed.
 pub fn describe() {
     describe_histogram!(INFERENCE_TIME, Unit::Milliseconds, "Time one batch took in the engine");
@@ -64,6 +68,7 @@ pub fn describe() {
     describe_counter!(LOADS, Unit::Count, "Models loaded and unloaded by call");
     describe_counter!(DECISIONS, Unit::Count, "Recorded decisions by outcome");
     describe_histogram!(COMMIT_SIZE, Unit::Count, "Decisions made durable by one transaction");
+    describe_gauge!(MODELS, Unit::Count, "Models that are to be served, by state");
     describe_counter!(SWAPS, Unit::Count, "Changes of the version behind a reference, by result");
 }
 
@@ -208,6 +213,13 @@ pub fn committed(decisions: usize) {
 /// Counts a change of the version behind a reference.
 pub fn swap(reference: &str, result: &'static str) {
     counter!(SWAPS, "reference" => reference.to_owned(), "result" => result).increment(1);
+}
+
+/// Tells how many models are in which state.
+pub fn models(counts: [(&'static str, usize); 4]) {
+    for (state, count) in counts {
+        gauge!(MODELS, "state" => state).set(count as f64);
+    }
 }
 
 /// Tells how many bytes the response cache holds.

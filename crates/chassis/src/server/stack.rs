@@ -224,7 +224,7 @@ impl Drop for Call {
         let took = self.started.elapsed();
         let code = name(self.code);
         self.meters.in_flight().decrement(1.0);
-        self.meters.duration(self.code as usize, code).record(took.as_secs_f64());
+        self.meters.ended(self.code as usize, code, took, &self.span);
         // On the trace alone: the line below has the code, and another field costs the span's line to be made anew.
         self.span.set_attribute("rpc.grpc.status_code", i64::from(self.code as i32));
         if matches!(

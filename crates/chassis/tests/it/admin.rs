@@ -1,6 +1,7 @@
 //! Health, reflection and the admin side.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -10,8 +11,9 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::{v1, v1alpha};
+use verdict_chassis::probe::ask as probe_of;
 use verdict_chassis::server::{Listeners, ServerConfig};
-use verdict_chassis::status;
+use verdict_chassis::{status, telemetry};
 use verdict_testkit::net;
 
 use crate::probe::{SERVICE, Server, answer, search};
@@ -37,6 +39,22 @@ async fn health_follows_the_board() {
     let error = client.check(health_of("no.such.Service")).await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     assert_eq!(status::reason(&error).as_deref(), Some("SERVICE_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn a_probe_succeeds_only_while_the_service_serves() {
+    let server = Server::start(ServerConfig::default()).await;
+    probe_of(server.grpc, SERVICE).await.unwrap();
+    // What a container listens on is every address; it asks itself at loopback.
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], server.grpc.port()));
+    probe_of(everywhere, SERVICE).await.unwrap();
+    server.health.set(SERVICE, false, "the model went away");
+    let error = probe_of(server.grpc, SERVICE).await.unwrap_err().to_string();
+    assert!(error.contains(SERVICE) && error.contains("NOT_SERVING"), "{error}");
+    assert!(probe_of(server.grpc, "no.such.Service").await.is_err());
+    let nobody = SocketAddr::from(([127, 0, 0, 1], net::free_port()));
+    let error = probe_of(nobody, SERVICE).await.unwrap_err().to_string();
+    assert!(error.contains(&nobody.to_string()), "{error}");
 }
 
 #[tokio::test]
@@ -108,10 +126,30 @@ async fn every_call_is_measured_with_service_method_and_code() {
         r#"http_request_duration_seconds_count{service="verdict.rag.v1.RagService",method="Answer",code="OK"} 1"#,
         r#"http_request_duration_seconds_bucket{service="verdict.rag.v1.RagService",method="Search",code="OK",le="0.01"}"#,
         r#"grpc_requests_in_flight{service="verdict.rag.v1.RagService"} 1"#,
+        r#"grpc_service_serving{service="verdict.rag.v1.RagService"} 1"#,
+        "process_start_time_seconds 1",
     ] {
         assert!(metrics.contains(expected), "{expected} is missing in\n{metrics}");
     }
     drop(open);
+}
+
+#[tokio::test]
+async fn open_metrics_name_a_trace_of_a_call_in_each_bucket() {
+    let server = Server::start(ServerConfig::default()).await;
+    telemetry::for_tests("probe", None);
+    server.client().search(search("one")).await.unwrap();
+    let accept = [("Accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")];
+    let answer = net::exchange(server.admin, "GET", "/metrics", &accept, b"").await.unwrap();
+    assert!(answer.headers["content-type"].starts_with("application/openmetrics-text"), "{:?}", answer.headers);
+    let text = String::from_utf8(answer.body).unwrap();
+    let bucket =
+        r#"http_request_duration_seconds_bucket{service="verdict.rag.v1.RagService",method="Search",code="OK""#;
+    let exemplar = text.lines().filter(|line| line.starts_with(bucket)).find_map(|line| line.split_once(" # "));
+    let (_, exemplar) = exemplar.unwrap_or_else(|| panic!("no exemplar in\n{text}"));
+    let trace = exemplar.strip_prefix("{trace_id=\"").and_then(|rest| rest.split('"').next()).unwrap();
+    assert!(trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit()), "{exemplar}");
+    assert!(text.ends_with("# EOF\n") && !text.contains("\n\n"), "{text}");
 }
 
 #[tokio::test]

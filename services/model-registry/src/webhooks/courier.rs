@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::counter;
+use metrics::{counter, gauge};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::error::Result;
 use crate::feed::Feed;
-use crate::metrics::WEBHOOK_ATTEMPTS;
+use crate::metrics::{WEBHOOK_ATTEMPTS, WEBHOOK_OUTBOX_AGE};
 use crate::model::Micros;
 use crate::store::{Call, Everything};
 
@@ -30,6 +30,8 @@ use crate::store::{Call, Everything};
 const POLL: Duration = Duration::from_millis(500);
 /// How often what is old is forgotten.
 const CLEAN: Duration = Duration::from_secs(60);
+/// How often the age of what waits is measured.
+const MEASURE: Duration = Duration::from_secs(10);
 /// How much longer than an attempt a lease is: time to write down what came of it.
 const LEASE_MARGIN: Duration = Duration::from_secs(15);
 /// How long attempts under way may go on after a stop.
@@ -111,6 +113,8 @@ impl Courier {
         let mut written = feed.end();
         let mut clean = tokio::time::interval(CLEAN);
         clean.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut measure = tokio::time::interval(MEASURE);
+        measure.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut under_way = JoinSet::new();
         loop {
             while under_way.try_join_next().is_some() {}
@@ -138,6 +142,7 @@ impl Courier {
                 _ = written.changed() => {}
                 Some(_) = under_way.join_next() => {}
                 () = tokio::time::sleep(POLL) => {}
+                _ = measure.tick() => self.measure().await,
                 _ = clean.tick() => {
                     let before = Micros::now().0 - micros(self.config.webhook_retention);
                     if let Err(error) = self.store.forget_deliveries(Micros(before)).await {
@@ -150,6 +155,14 @@ impl Courier {
         if tokio::time::timeout(DRAIN, ended).await.is_err() {
             tracing::warn!("stopped in the middle of deliveries to webhooks; they will be tried again");
         }
+    }
+
+    /// Tells how long the oldest delivery has waited.
+    async fn measure(&self) {
+        // The health probe reports a database that doesn't answer.
+        let Ok(oldest) = self.store.oldest_delivery().await else { return };
+        let age = oldest.map_or(0, |Micros(since)| Micros::now().0.saturating_sub(since).max(0));
+        gauge!(WEBHOOK_OUTBOX_AGE).set(age as f64 / 1e6);
     }
 
     async fn deliver(self: Arc<Self>, parcel: Parcel) {

@@ -204,6 +204,8 @@ pub trait Webhooks: Send + Sync {
     async fn claim_deliveries(&self, now: Micros, lease: Duration, most: u32) -> Result<Vec<Parcel>>;
     /// Writes down what came of an attempt, and gives the webhook back; nothing where the lease was lost.
     async fn settle_delivery(&self, now: Micros, parcel: &Parcel, outcome: &Outcome) -> Result<()>;
+    /// Finds when the oldest delivery that waits for an active webhook was written.
+    async fn oldest_delivery(&self) -> Result<Option<Micros>>;
     /// Forgets deliveries of events before `before`, and all but the newest [`KEEP_RECORDS`] finished ones of each webhook.
     async fn forget_deliveries(&self, before: Micros) -> Result<()>;
 }

@@ -324,6 +324,17 @@ impl Webhooks for Tables {
         Ok(tx.commit().await?)
     }
 
+    async fn oldest_delivery(&self) -> Result<Option<Micros>> {
+        let oldest: Option<i64> = query_scalar(
+            "SELECT MIN((SELECT d.create_time FROM webhook_deliveries d
+                         WHERE d.webhook = w.id AND d.state = 'pending' ORDER BY d.sequence LIMIT 1))
+             FROM webhooks w WHERE w.status = 'active' AND w.due IS NOT NULL",
+        )
+        .fetch_one(self.reader())
+        .await?;
+        Ok(oldest.map(Micros))
+    }
+
     async fn forget_deliveries(&self, before: Micros) -> Result<()> {
         let mut tx = self.begin_write().await?;
         query("DELETE FROM webhook_deliveries WHERE create_time < $1").bind(before.0).execute(&mut *tx).await?;

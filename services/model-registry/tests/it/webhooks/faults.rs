@@ -120,7 +120,11 @@ mod claims {
             }
             let name = ModelName::parse("name", "m").unwrap();
             let draft = ModelDraft { name, description: String::new(), tags: BTreeMap::new() };
+            assert_eq!(store.oldest_delivery().await.unwrap(), None);
+            let before = Micros::now();
             store.create_model(&Call::now(), &draft).await.unwrap();
+            let oldest = store.oldest_delivery().await.unwrap().unwrap();
+            assert!((before.0..=Micros::now().0).contains(&oldest.0), "{oldest:?} since {before:?}");
 
             let mut other = PgConnection::connect(&url).await.unwrap();
             other.execute("BEGIN; SELECT 1 FROM webhooks WHERE id = 'held' FOR UPDATE").await.unwrap();
