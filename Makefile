@@ -6,7 +6,7 @@ export VERDICT_CACHE ?= $(HOME)/.cache/verdict
 export PATH := $(VERDICT_CACHE)/tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test unit lint check-observe drill fmt bench proto models tools clean-cache
+.PHONY: help demo up down test unit lint check-deploy check-observe drill images plan fmt bench proto models tools clean-cache
 
 help: ## explains the verbs
 	@echo "Verdict: decisions that can be explained, audited and undone."
@@ -34,6 +34,15 @@ unit: models ## runs the tests that need no server
 
 lint: ## formatting, contracts, scripts, workflows, dependencies, clippy
 	@scripts/lint.sh
+
+check-deploy: ## images, compose file, charts, workflows, Terraform: linted, rendered, validated, scanned
+	@scripts/check_deploy.sh
+
+images: ## builds the three images with the Docker engine that is there
+	@scripts/images.sh load
+
+plan: ## what Terraform would change: make plan ENVIRONMENT=staging, after terraform init (docs/deploy.md)
+	@terraform -chdir=terraform plan -var-file=env/$(or $(ENVIRONMENT),staging).tfvars
 
 check-observe: ## checks alert rules, their tests, dashboards, Alertmanager, the collector, runbooks
 	@scripts/check_observe.sh

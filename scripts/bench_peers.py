@@ -111,7 +111,7 @@ def build_bert(model: Path, path: Path) -> None:
     nodes, constants = [], []
 
     def constant(name: str, value: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        constants.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def weight(name: str, transpose: bool = False) -> str:

@@ -25,6 +25,7 @@ step scripts/check_dependencies.py
 step buf lint proto
 step buf format proto --diff --exit-code
 step shellcheck --external-sources scripts/*.sh .ci/run
+step hadolint Dockerfile
 step actionlint
 step zizmor --offline --quiet .github/workflows
 # The advisory database is a repository on GitHub; where it cannot be had, the other three checks still stand.

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Starts and stops the servers that tests talk to, on free ports of 127.0.0.1: PostgreSQL and SeaweedFS (S3).
+# Starts and stops the servers that tests talk to, on free ports of 127.0.0.1: PostgreSQL, SeaweedFS (S3) and moto (AWS
+# Secrets Manager).
 #
 # usage: servers.sh start [DIR] | start-durable [DIR] | env [DIR] | stop [DIR] | postgres-bin
 #
-#   start         starts both and writes DIR/env (default .verdict/test-servers); prints what runs where
+#   start         starts all and writes DIR/env (default .verdict/test-servers); prints what runs where
 #   start-durable starts PostgreSQL alone, with commits on disk before they are acknowledged
 #   env           prints DIR/env, for: eval "$(scripts/servers.sh env)"
-#   stop          stops both by pid and removes what they kept
+#   stop          stops them by pid and removes what they kept
 #   postgres-bin  prints the directory of PostgreSQL's server programs
 #
-# A server the environment already names (TEST_POSTGRES_URL, TEST_S3_ENDPOINT) is used as it is and not started.
+# A server the environment already names (TEST_POSTGRES_URL, TEST_S3_ENDPOINT, TEST_SECRETS_MANAGER_ENDPOINT) is used as it is
+# and not started.
 # PostgreSQL runs without fsync unless it is started durable, and stop removes all data.
 #
 # Sourced, it gives its functions and does nothing.
@@ -121,6 +123,21 @@ ENV
   echo "SeaweedFS (S3) on port ${ports[0]}" >&2
 }
 
+start_moto() {
+  local dir=$1 packages port i
+  packages=$("$root/scripts/python_env.sh" moto)
+  read -r port < <(free_ports 1)
+  PYTHONPATH="$packages" setsid python3 "$packages/bin/moto_server" -H 127.0.0.1 -p "$port" >"$dir/moto.log" 2>&1 </dev/null 9>&- &
+  echo $! >"$dir/moto.pid"
+  for ((i = 0; i < start_timeout_seconds * 5; i++)); do
+    if answers "http://127.0.0.1:$port/moto-api/"; then break; fi
+    kill -0 "$(cat "$dir/moto.pid")" 2>/dev/null || { tail -20 "$dir/moto.log" >&2; die "moto did not start"; }
+    sleep 0.2
+  done
+  echo "export TEST_SECRETS_MANAGER_ENDPOINT=http://127.0.0.1:$port" >>"$dir/env"
+  echo "moto (AWS Secrets Manager) on port $port" >&2
+}
+
 answers() {
   python3 -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=2)' "$1" 2>/dev/null
 }
@@ -152,6 +169,11 @@ start() {
   if [[ -n ${TEST_POSTGRES_URL:-} ]]; then echo "PostgreSQL: TEST_POSTGRES_URL" >&2; else start_postgres "$dir" "$settings"; fi
   [[ $mode == start ]] || { trap - EXIT; return; }
   if [[ -n ${TEST_S3_ENDPOINT:-} ]]; then echo "S3: $TEST_S3_ENDPOINT" >&2; else start_seaweed "$dir"; fi
+  if [[ -n ${TEST_SECRETS_MANAGER_ENDPOINT:-} ]]; then
+    echo "Secrets Manager: $TEST_SECRETS_MANAGER_ENDPOINT" >&2
+  else
+    start_moto "$dir"
+  fi
   trap - EXIT
 }
 
@@ -166,6 +188,7 @@ stop() {
   fi
   # SeaweedFS takes 20 seconds to end by itself and has nothing worth keeping.
   stop_pid "$dir/seaweed.pid" "$dir/seaweed" KILL
+  stop_pid "$dir/moto.pid" moto_server TERM
   rm -rf "$dir"
 }
 
@@ -178,7 +201,7 @@ case ${1:-} in
   stop) stop "$dir" ;;
   postgres-bin) postgres_bin ;;
   *)
-    sed -n '4,10s/^# \{0,1\}//p' "$0" >&2
+    sed -n '5,11s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

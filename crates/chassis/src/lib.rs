@@ -3,10 +3,12 @@
 //! | module | what it gives |
 //! |---|---|
 //! | [`telemetry`] | logs, OTLP spans, W3C trace context, the Prometheus recorder; once per process |
+//! | [`secrets`] | settings that are kept in AWS Secrets Manager, read at the start and again when they were rotated |
 //! | [`settings`] | parsers for durations and counts, and the table `<service> config` prints |
 //! | [`runtime`] | the runtime a process lives on, and its end, which no blocking work holds up |
 //! | [`stop`] | the token that SIGTERM and SIGINT cancel |
 //! | [`health`] | what is ready and why not: one board behind gRPC health and `/readyz` |
+//! | [`probe`] | asks a running service whether it serves, for health checks that are commands |
 //! | [`server`] | [`server::serve`]: listeners, the one stack around every call, drain with a deadline, admin HTTP |
 //! | [`context`] | request id and deadline of the call being served, for handlers and for what they spawn |
 //! | [`client`] | channels to other services that carry trace, request id and the time that is left |
@@ -26,7 +28,9 @@ pub mod context;
 mod exemplars;
 pub mod health;
 pub mod metrics;
+pub mod probe;
 pub mod runtime;
+pub mod secrets;
 pub mod server;
 pub mod settings;
 pub mod status;

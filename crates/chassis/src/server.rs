@@ -58,6 +58,9 @@ pub struct ServerConfig {
     /// Time between two HTTP/2 pings on a connection; a peer that misses one for as long again is gone
     #[arg(long, env = "SERVER_KEEP_ALIVE", default_value = "20s", value_parser = settings::positive_duration)]
     pub keep_alive: Duration,
+    /// Time between two readings of a setting that is kept in AWS Secrets Manager
+    #[arg(long, env = "SECRETS_REFRESH", default_value = "60s", value_parser = settings::positive_duration)]
+    pub secrets_refresh: Duration,
 }
 
 impl Default for ServerConfig {
@@ -72,6 +75,7 @@ impl Default for ServerConfig {
             max_connection_age: Duration::from_secs(30 * 60),
             handshake_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(20),
+            secrets_refresh: Duration::from_secs(60),
         }
     }
 }

@@ -2,13 +2,23 @@
 
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 
-/// Parses the arguments and the environment. What is wrong ends the process with a message that names the setting; the
-/// value is not shown where the argument hides it (`hide_env_values = true`).
-pub fn matches(command: clap::Command) -> clap::ArgMatches {
-    matches_from(command, std::env::args_os()).unwrap_or_else(|error| error.exit())
+use crate::secrets::Secrets;
+
+/// Parses the arguments and the environment; secret settings may be references to AWS Secrets Manager, which are read here
+/// (see [`crate::secrets`]). What is wrong ends the process with a message that names the setting; the value is not shown
+/// where the argument hides it (`hide_env_values = true`).
+pub fn read(command: clap::Command) -> (clap::ArgMatches, Secrets) {
+    let resolved = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(Secrets::resolve(&command, std::env::args_os().collect())));
+    let (arguments, secrets) =
+        resolved.unwrap_or_else(|error| command.clone().error(ErrorKind::ValueValidation, format!("{error:#}")).exit());
+    (matches_from(command, arguments).unwrap_or_else(|error| error.exit()), secrets)
 }
 
 fn matches_from(

@@ -125,7 +125,9 @@ fn install(service: &'static str, config: &TelemetryConfig, delay: Duration) -> 
     } else {
         fmt::layer().with_ansi(std::io::stdout().is_terminal()).boxed()
     };
-    let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("verdict")).with_filter(LevelFilter::INFO);
+    // What each span would cost without being asked for: times of idleness, threads, lines of source.
+    let spans = tracing_opentelemetry::layer().with_tracked_inactivity(false).with_threads(false).with_location(false);
+    let spans = spans.with_tracer(provider.tracer("verdict")).with_filter(LevelFilter::INFO);
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .with(spans)

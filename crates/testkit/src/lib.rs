@@ -5,6 +5,7 @@
 //! | [`otlp`] | an OTLP/gRPC trace receiver in this process, which shows the spans it got |
 //! | [`postgres`] | a fresh database on the server of `TEST_POSTGRES_URL` |
 //! | [`s3`] | a fresh prefix in the bucket of `TEST_S3_*` |
+//! | [`secrets_manager`] | secrets in the AWS Secrets Manager of `TEST_SECRETS_MANAGER_ENDPOINT` |
 //! | [`process`] | a built binary as a child: started, waited for, terminated or killed, its log shown when a test fails |
 //! | [`models`] | paths into the model cache |
 //! | [`golden`] | distances between vectors |
@@ -20,6 +21,7 @@ pub mod otlp;
 pub mod postgres;
 pub mod process;
 pub mod s3;
+pub mod secrets_manager;
 
 /// Reads a variable that `make test` sets; panics, saying so, where it is missing.
 pub fn required(name: &str) -> String {

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use url::Url;
+use verdict_chassis::secrets::Secrets;
 use verdict_chassis::server::ServerConfig;
 use verdict_chassis::settings;
 use verdict_chassis::telemetry::TelemetryConfig;
@@ -59,6 +60,9 @@ pub struct Config {
     pub server: ServerConfig,
     #[command(flatten)]
     pub telemetry: TelemetryConfig,
+    /// Which settings are references that may change while the process runs.
+    #[arg(skip)]
+    pub secrets: Secrets,
 }
 
 /// Where the registry keeps its metadata.
@@ -117,6 +121,7 @@ impl Config {
             webhooks: WebhookConfig::default(),
             server: ServerConfig::default(),
             telemetry: TelemetryConfig::default(),
+            secrets: Secrets::default(),
         }
     }
 

@@ -81,7 +81,9 @@ pub const SERVICES: [&str; 11] = [
 pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) -> anyhow::Result<()> {
     metrics::describe();
     let database = config.database.url();
-    let store = store::open(&database, config.database.database_connections, !config.no_migrate).await?;
+    let connections = config.database.database_connections;
+    let (migrate, refresh) = (!config.no_migrate, config.server.secrets_refresh);
+    let store = store::open_following(&database, connections, migrate, &config.secrets, refresh, &stop).await?;
     let artifacts: Arc<dyn ArtifactStore> =
         Arc::new(Leased { store: store.clone(), artifacts: artifacts::open(&config).await? });
     let feed = feed::Feed::start(store.clone(), config.watch_heartbeat, stop.clone()).await?;

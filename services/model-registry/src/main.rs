@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use verdict_api::registry::{
 };
 use verdict_chassis::server::Listeners;
 use verdict_chassis::telemetry::{self, TelemetryConfig};
-use verdict_chassis::{client, runtime, settings, stop};
+use verdict_chassis::{client, probe, runtime, settings, stop};
 
 /// Models, versions, aliases, artifacts.
 #[derive(Parser)]
@@ -43,6 +44,12 @@ enum Command {
     VerifyAudit(VerifyAuditArgs),
     /// Print every setting, its value and where it comes from.
     Config(Box<Config>),
+    /// Ask the registry that runs here whether it serves: ends with 0 if it does, with 1 and the reason if not.
+    Probe {
+        /// What it was told to listen on.
+        #[arg(long, env = "MODEL_REGISTRY_LISTEN", default_value = "127.0.0.1:50051")]
+        listen: SocketAddr,
+    },
     /// Put a directory into a registry as a new version of a model.
     Publish(PublishArgs),
     /// Copy what a running MLflow server keeps into this registry: experiments, runs, models, files.
@@ -178,14 +185,15 @@ struct PublishArgs {
 }
 
 fn main() -> ExitCode {
-    let matches = settings::matches(Cli::command());
+    let (matches, secrets) = settings::read(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     runtime::block_on("model-registry", async {
         match cli.command {
-            Command::Serve(config) => serve(*config).await,
+            Command::Serve(config) => serve(Config { secrets, ..*config }).await,
             Command::Migrate(database) => migrate(database).await,
             Command::VerifyAudit(args) => verify_audit(args).await,
             Command::Config(_) => print_config(&matches),
+            Command::Probe { listen } => probe::ask(listen, model_registry::SERVICES[0]).await,
             Command::Publish(args) => publish_directory(args).await,
             Command::ImportMlflow(config) => import_mlflow(*config).await,
             Command::Export(args) => export(args).await,

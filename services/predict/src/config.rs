@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, thread, time::Duration};
 
-use verdict_chassis::{server::ServerConfig, settings, telemetry::TelemetryConfig};
+use verdict_chassis::{secrets::Secrets, server::ServerConfig, settings, telemetry::TelemetryConfig};
 
 use crate::{
     answers::AnswerCache, batch::Limits, convert::MAX_INPUTS, cut::Budget, generate::GenerationLimits, model::Sizing,
@@ -74,6 +74,9 @@ pub struct Config {
     pub server: ServerConfig,
     #[command(flatten)]
     pub telemetry: TelemetryConfig,
+    /// Which settings are references that may change while the process runs.
+    #[arg(skip)]
+    pub secrets: Secrets,
 }
 
 impl Default for Config {
@@ -100,6 +103,7 @@ impl Default for Config {
             generation_queue: 32,
             server: ServerConfig::default(),
             telemetry: TelemetryConfig::default(),
+            secrets: Secrets::default(),
         }
     }
 }

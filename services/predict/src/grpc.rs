@@ -12,7 +12,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, stream::BoxStream};
 use time::OffsetDateTime;
-use tonic::{Request, Response, Status, Streaming, service::Routes};
+use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding, service::Routes};
 use uuid::Uuid;
 use verdict_api::{
     inference::grpc_inference_service_server::GrpcInferenceServiceServer,
@@ -49,7 +49,8 @@ pub fn routes(traffic: Traffic, follower: Arc<Follower>, decider: Arc<Decider>, 
     let serving = Arc::new(serving::Service::new(follower, traffic.board.clone()));
     let predict = PredictServiceServer::new(Predict { traffic: traffic.clone(), patience });
     let inference = Inference { traffic: traffic.clone(), serving: serving.clone(), patience };
-    let inference = GrpcInferenceServiceServer::new(inference);
+    // What is decompressed is bounded by the same limit.
+    let inference = GrpcInferenceServiceServer::new(inference).accept_compressed(CompressionEncoding::Gzip);
     let decisions = DecisionServiceServer::new(Decisions { traffic, decider });
     Routes::new(predict.max_decoding_message_size(limit))
         .add_service(decisions.max_decoding_message_size(limit))

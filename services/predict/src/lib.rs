@@ -88,7 +88,8 @@ fn deployment_name(port: u16) -> String {
 pub async fn run(config: Config, listeners: Listeners, stop: CancellationToken) -> anyhow::Result<()> {
     metrics::describe();
     let cache = Arc::new(Cache::open(config.data_dir.join("cache"))?);
-    let log = log::open(config.database_url.as_deref(), &config.data_dir.join("decisions.db")).await?;
+    let (database, file) = (config.database_url.as_deref(), config.data_dir.join("decisions.db"));
+    let log = log::open_following(database, &file, &config.secrets, config.server.secrets_refresh, &stop).await?;
     let channel = client::connect(&config.registry_url).context("--registry-url, REGISTRY_URL")?;
     let registry = Registry::new(channel.clone());
     let health = Health::new(&SERVICES);

@@ -16,7 +16,9 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+use verdict_chassis::secrets::Secrets;
 
 use self::record::Record;
 use crate::decision::Decision;
@@ -44,14 +46,44 @@ pub async fn open(url: Option<&str>, default: &Path) -> anyhow::Result<Arc<dyn D
             let options = SqliteConnectOptions::from_str(url).context("DATABASE_URL is not a SQLite URL")?;
             Ok(Arc::new(Sqlite::open(options).await?))
         }
-        Some(url) if url.starts_with("postgres://") || url.starts_with("postgresql://") => {
-            // The error may quote the URL with its password: it is left out.
-            let options = PgConnectOptions::from_str(url)
-                .map_err(|_quotes_the_password| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?;
-            Ok(Arc::new(Postgres::open(options).await?))
-        }
+        Some(url) if is_postgres(url) => Ok(Arc::new(Postgres::open(postgres_options(url)?).await?)),
         Some(_) => bail!("DATABASE_URL must start with sqlite: or postgres://"),
     }
+}
+
+/// Opens the log as [`open`] does; in PostgreSQL, new connections are made with what `DATABASE_URL` becomes while the process
+/// runs, where it is a reference, which is read again every `every`.
+pub async fn open_following(
+    url: Option<&str>,
+    default: &Path,
+    secrets: &Secrets,
+    every: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<Arc<dyn DecisionLog>> {
+    let Some(url) = url.filter(|url| is_postgres(url)) else { return open(url, default).await };
+    let log = Postgres::open(postgres_options(url)?).await?;
+    let pool = log.pool.clone();
+    secrets.follow("DATABASE_URL", every, stop, move |url| {
+        pool.set_connect_options(patient(postgres_options(url)?));
+        Ok(())
+    });
+    Ok(Arc::new(log))
+}
+
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+fn postgres_options(url: &str) -> anyhow::Result<PgConnectOptions> {
+    // The error may quote the URL with its password: it is left out.
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|_quotes_the_password| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?;
+    Ok(options.disable_statement_logging())
+}
+
+/// With an end to statements: one that nobody waits for any longer must not hold its locks.
+fn patient(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("statement_timeout", format!("{}ms", writer::PATIENCE.as_millis()))])
 }
 
 /// The log in one SQLite file: the embedded default.
@@ -92,7 +124,6 @@ impl Postgres {
     /// Connects and brings the tables up to date.
     pub async fn open(options: PgConnectOptions) -> anyhow::Result<Self> {
         let unreachable = "cannot reach the decision log's PostgreSQL (DATABASE_URL)";
-        let options = options.disable_statement_logging();
         // On a connection of its own: bringing large tables up to date may take longer than a statement may.
         let migrating =
             PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await.context(unreachable)?;
@@ -101,12 +132,10 @@ impl Postgres {
             .await
             .context("cannot migrate the decision log")?;
         migrating.close().await;
-        // A statement nobody waits for any longer must not hold its locks.
-        let most = format!("{}ms", writer::PATIENCE.as_millis());
         let pool = PgPoolOptions::new()
             .max_connections(8)
             .acquire_timeout(Duration::from_secs(5))
-            .connect_with(options.options([("statement_timeout", most)]))
+            .connect_with(patient(options))
             .await
             .context(unreachable)?;
         Ok(Self { pool })

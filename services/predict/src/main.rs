@@ -1,10 +1,10 @@
 //! The life of the process.
 
-use std::{process::ExitCode, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use predict::Config;
-use verdict_chassis::{runtime, server::Listeners, settings, stop, telemetry};
+use verdict_chassis::{probe, runtime, server::Listeners, settings, stop, telemetry};
 
 /// Runs the models: embeds, reranks, generates, predicts and decides.
 #[derive(Parser)]
@@ -20,13 +20,20 @@ enum Command {
     Serve(Box<Config>),
     /// Prints every setting, its value and where it comes from.
     Config(Box<Config>),
+    /// Asks the service that runs here whether it serves: ends with 0 if it does, with 1 and the reason if not.
+    Probe {
+        /// What it was told to listen on.
+        #[arg(long, env = "PREDICT_LISTEN", default_value = "127.0.0.1:50052")]
+        listen: SocketAddr,
+    },
 }
 
 fn main() -> ExitCode {
-    let matches = settings::matches(Cli::command());
+    let (matches, secrets) = settings::read(Cli::command());
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match cli.command {
-        Command::Serve(config) => runtime::block_on("predict", serve(*config)),
+        Command::Serve(config) => runtime::block_on("predict", serve(Config { secrets, ..*config })),
+        Command::Probe { listen } => runtime::block_on("predict", probe::ask(listen, predict::SERVICES[0])),
         Command::Config(_) => {
             if let (Some(command), Some((_, matches))) =
                 (Cli::command().find_subcommand("config"), matches.subcommand())

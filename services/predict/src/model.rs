@@ -48,8 +48,9 @@ pub struct Sizing {
 
 impl Loaded {
     /// Loads a verified version, runs it once, and starts its workers. Blocks; the error names the file and the problem.
-    pub fn load(release: Release, files: Files, sizing: &Sizing) -> anyhow::Result<Self> {
+    pub fn load(mut release: Release, files: Files, sizing: &Sizing) -> anyhow::Result<Self> {
         let served = start(&release, &files.dir, sizing)?;
+        release.task = served.engine.task();
         Ok(Self { release, served, _files: files })
     }
 
@@ -134,7 +135,7 @@ pub(crate) fn start(release: &Release, dir: &Path, sizing: &Sizing) -> anyhow::R
             let engine = Generator::load(&gguf(release, dir)?)?;
             Box::new(Generation::start(name, engine, sizing.generation, meters())?)
         }
-        Task::TabularClassification | Task::TabularRegression => {
+        Task::TabularClassification | Task::TabularRegression | Task::Custom => {
             Box::new(Tabular::load(release, dir, sizing.batch, [meters(), meters()], scope("rows"))?)
         }
     };

@@ -29,6 +29,8 @@ pub enum Task {
     TextSparseEmbedding,
     TextClassification,
     TabularRegression,
+    /// Registered by MLflow's client, which has no tasks: its `MLmodel` tells, and only tabular models are served.
+    Custom,
 }
 
 /// One input column of a tabular model.
@@ -71,6 +73,7 @@ impl Task {
             Self::TextSparseEmbedding => "makes sparse vectors of texts",
             Self::TextClassification => "classifies texts",
             Self::TabularRegression => "predicts numbers from tabular rows",
+            Self::Custom => "does what its MLmodel says",
         }
     }
 }

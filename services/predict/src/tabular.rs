@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod files;
+mod mlmodel;
 
 /// Up to this many rows are computed where they arrive: handing them to a worker would cost more.
 const INLINE_ROWS: usize = 32;
@@ -76,20 +77,21 @@ impl Tabular {
         meters: [ModelMeters; 2],
         scope: Option<Scope>,
     ) -> anyhow::Result<Self> {
-        let file = files::find(dir, &release.artifacts)?;
+        let files::Found { file, inputs } = files::find(dir, &release.artifacts)?;
         let model = std::fs::read(dir.join(&file)).map_err(anyhow::Error::from);
         let model =
             model.and_then(|bytes| Ok(TabularModel::load(&bytes)?)).with_context(|| file.display().to_string())?;
         match (release.task, model.kind()) {
-            (Task::TabularRegression, Kind::Regression | Kind::Ranking)
+            (Task::Custom, _)
+            | (Task::TabularRegression, Kind::Regression | Kind::Ranking)
             | (Task::TabularClassification, Kind::BinaryClassification | Kind::MulticlassClassification) => {}
             (Task::TabularRegression, _) => {
                 bail!("{} is a classifier ({}): publish it as such", file.display(), model.objective())
             }
             _ => bail!("{} is no classifier ({}): publish it as a regression", file.display(), model.objective()),
         }
-        let schema = Schema::new(release.inputs.clone(), model.num_features(), model.feature_names())
-            .map_err(anyhow::Error::msg)?;
+        let inputs = if release.inputs.is_empty() { inputs } else { release.inputs.clone() };
+        let schema = Schema::new(inputs, model.num_features(), model.feature_names()).map_err(anyhow::Error::msg)?;
         let policy = policy(dir, &schema)?;
         if policy.is_some() {
             let binary = model.kind() == Kind::BinaryClassification && model.num_outputs() == 1;

@@ -6,10 +6,11 @@ use std::{
     io::BufWriter,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use serde_json::json;
 use verdict_api::predict::{EmbedRequest, RerankRequest, predict_service_client::PredictServiceClient};
 use verdict_chassis::client::Channel;
@@ -23,8 +24,8 @@ use super::{
 };
 use crate::{Cli, median};
 
-/// Texts of the corpus a round goes through, evenly taken from all of it.
-const SAMPLE: usize = 512;
+/// Texts of the corpus a round goes through as a whole, evenly taken from all of it.
+const SAMPLE: usize = 256;
 /// Texts of one call.
 const BATCH: usize = 64;
 /// Passages of one query.
@@ -134,56 +135,43 @@ fn run_peer(cli: &Cli, model: &Path, inputs: &Path, peer: &str, threads: usize) 
     read(command)
 }
 
-/// Has `callers` ask as fast as they are answered for `time`; texts per second.
+/// Has `callers` ask as fast as they are answered: texts go round as a whole, once and until `time` is over; texts per second.
 async fn measure(stack: &Stack, work: Work, texts: &[String], callers: usize, time: Duration) -> Result<f64> {
-    let warm = Instant::now() + time / 10;
-    let calls: Vec<_> = (0..callers)
-        .map(|caller| Ok(tokio::spawn(call(stack.channel()?, work, texts.to_vec(), caller, (warm, warm + time)))))
-        .collect::<Result<_>>()?;
-    let mut rate = 0.0;
-    for call in calls {
-        rate += call.await??;
+    let calls: Vec<&[String]> = match work {
+        Work::Embed(_) | Work::Query(_) => texts.chunks(BATCH).collect(),
+        Work::Rerank => vec![texts],
+    };
+    let channels = (0..callers).map(|_| stack.channel()).collect::<Result<Vec<_>>>()?;
+    call(channels[0].clone(), work, calls[0]).await?;
+    let (began, mut done) = (Instant::now(), 0);
+    while done == 0 || began.elapsed() < time {
+        let next = AtomicUsize::new(0);
+        let ask = async |channel: &Channel| {
+            while let Some(texts) = calls.get(next.fetch_add(1, Ordering::Relaxed)) {
+                call(channel.clone(), work, texts).await?;
+            }
+            anyhow::Ok(())
+        };
+        futures::future::try_join_all(channels.iter().map(ask)).await?;
+        done += texts.len();
     }
-    Ok(rate)
+    Ok(done as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Asks again and again; texts per second of the calls that began when it was warm.
-async fn call(
-    channel: Channel,
-    work: Work,
-    texts: Vec<String>,
-    caller: usize,
-    (warm, until): (Instant, Instant),
-) -> Result<f64> {
+async fn call(channel: Channel, work: Work, texts: &[String]) -> Result<()> {
     let mut predict = PredictServiceClient::new(channel).max_decoding_message_size(64 << 20);
-    let (mut done, mut since, mut last, mut round) = (0, None, Instant::now(), caller);
-    while last < until {
-        let count = match work {
-            Work::Embed(model) | Work::Query(model) => {
-                let batches = texts.len().div_ceil(BATCH);
-                let inputs = texts[round % batches * BATCH..].iter().take(BATCH).cloned().collect();
-                let request = EmbedRequest { model: model.into(), inputs, truncate: true, normalize: None };
-                let answer = predict.embed(request).await?.into_inner();
-                ensure!(answer.embeddings.iter().all(|one| one.error.is_none()), "a text is refused");
-                answer.embeddings.len()
-            }
-            Work::Rerank => {
-                let documents = texts.clone();
-                let request = RerankRequest { model: RERANKER.into(), query: QUESTION.into(), documents, top_n: 0 };
-                let answer = predict.rerank(request).await?.into_inner();
-                ensure!(answer.failed.is_empty(), "a passage is refused");
-                answer.results.len()
-            }
-        };
-        round += 1;
-        last = Instant::now();
-        match since {
-            None if last >= warm => since = Some(last),
-            None => {}
-            Some(_) => done += count,
+    match work {
+        Work::Embed(model) | Work::Query(model) => {
+            let request = EmbedRequest { model: model.into(), inputs: texts.to_vec(), truncate: true, normalize: None };
+            let answer = predict.embed(request).await?.into_inner();
+            ensure!(answer.embeddings.iter().all(|one| one.error.is_none()), "a text is refused");
+        }
+        Work::Rerank => {
+            let documents = texts.to_vec();
+            let request = RerankRequest { model: RERANKER.into(), query: QUESTION.into(), documents, top_n: 0 };
+            let answer = predict.rerank(request).await?.into_inner();
+            ensure!(answer.failed.is_empty(), "a passage is refused");
         }
     }
-    let since = since.context("no call ended in time")?;
-    ensure!(done > 0, "a call takes longer than a round: give more --seconds");
-    Ok(done as f64 / last.duration_since(since).as_secs_f64())
+    Ok(())
 }

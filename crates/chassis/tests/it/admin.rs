@@ -1,6 +1,7 @@
 //! Health, reflection and the admin side.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
@@ -10,6 +11,7 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::{v1, v1alpha};
+use verdict_chassis::probe::ask as probe_of;
 use verdict_chassis::server::{Listeners, ServerConfig};
 use verdict_chassis::{status, telemetry};
 use verdict_testkit::net;
@@ -37,6 +39,22 @@ async fn health_follows_the_board() {
     let error = client.check(health_of("no.such.Service")).await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     assert_eq!(status::reason(&error).as_deref(), Some("SERVICE_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn a_probe_succeeds_only_while_the_service_serves() {
+    let server = Server::start(ServerConfig::default()).await;
+    probe_of(server.grpc, SERVICE).await.unwrap();
+    // What a container listens on is every address; it asks itself at loopback.
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], server.grpc.port()));
+    probe_of(everywhere, SERVICE).await.unwrap();
+    server.health.set(SERVICE, false, "the model went away");
+    let error = probe_of(server.grpc, SERVICE).await.unwrap_err().to_string();
+    assert!(error.contains(SERVICE) && error.contains("NOT_SERVING"), "{error}");
+    assert!(probe_of(server.grpc, "no.such.Service").await.is_err());
+    let nobody = SocketAddr::from(([127, 0, 0, 1], net::free_port()));
+    let error = probe_of(nobody, SERVICE).await.unwrap_err().to_string();
+    assert!(error.contains(&nobody.to_string()), "{error}");
 }
 
 #[tokio::test]

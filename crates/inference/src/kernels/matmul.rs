@@ -9,6 +9,11 @@ const WIDE: usize = 3;
 /// Inner dimension of one panel; a panel of 384 × 48 (72 KiB) and the rows of a block stay in the second-level cache.
 const DEEP: usize = 384;
 
+/// Up to so many rows, looking ahead makes up for reading the weights once for little work; with more it only costs.
+const FEW: usize = 64;
+/// How much of the depth is computed between two looks ahead.
+const STEP: usize = 32;
+
 /// What follows the product and the bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Then {
@@ -93,7 +98,7 @@ impl WithSimd for Apply<'_> {
             let depth = DEEP.min(inputs - slice);
             for panel in (0..padded).step_by(width) {
                 let columns = width.min(padded - panel);
-                let weights = &packed[slice * padded + panel * depth..][..columns * depth];
+                let (weights, after) = packed[slice * padded + panel * depth..].split_at(columns * depth);
                 let strip = Strip {
                     rows,
                     row_stride: inputs,
@@ -105,6 +110,7 @@ impl WithSimd for Apply<'_> {
                     bias: (slice == 0).then(|| &bias[panel..panel + columns]),
                     accumulate: slice > 0 || then == Then::Add,
                     gelu: then == Then::Gelu && slice + depth == inputs,
+                    ahead: if rows.len() <= FEW * inputs { &after[..after.len().min(weights.len())] } else { &[] },
                 };
                 match columns / S::F32_LANES {
                     1 => strip.run::<S, 1>(simd, weights),
@@ -128,6 +134,8 @@ struct Strip<'a> {
     bias: Option<&'a [f32]>,
     accumulate: bool,
     gelu: bool,
+    /// The panel that comes next, where rows are few: each tile asks for its share of it.
+    ahead: &'a [f32],
 }
 
 impl Strip<'_> {
@@ -135,26 +143,34 @@ impl Strip<'_> {
     fn run<S: Simd, const N: usize>(mut self, simd: S, weights: &[f32]) {
         let weights = S::as_simd_f32s(weights).0.as_chunks::<N>().0;
         let count = self.rows.len() / self.row_stride;
+        let share = self.ahead.len().div_ceil(count.div_ceil(if S::REGISTER_COUNT >= 32 { 8 } else { 4 }).max(1));
         let mut row = 0;
         if S::REGISTER_COUNT >= 32 {
             while row + 8 <= count {
-                self.tile::<S, 8, N>(simd, weights, row);
+                self.tile::<S, 8, N>(simd, weights, row, share);
                 row += 8;
             }
         }
         while row + 4 <= count {
-            self.tile::<S, 4, N>(simd, weights, row);
+            self.tile::<S, 4, N>(simd, weights, row, share);
             row += 4;
         }
         while row < count {
-            self.tile::<S, 1, N>(simd, weights, row);
+            self.tile::<S, 1, N>(simd, weights, row, share);
             row += 1;
         }
     }
 
-    /// `M` rows against the panel. Sums start from the bias, and from the output where that is added to.
+    /// `M` rows against the panel. Sums start from the bias, and from the output where that is added to. On the way `share`
+    /// numbers of the next panel are asked for.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const N: usize>(&mut self, simd: S, weights: &[[S::f32s; N]], row: usize) {
+    fn tile<S: Simd, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        weights: &[[S::f32s; N]],
+        row: usize,
+        share: usize,
+    ) {
         let mut rows = [[].as_slice(); M];
         let mut sums = [[simd.splat_f32s(0.0); N]; M];
         for (i, (row_slice, sums)) in rows.iter_mut().zip(&mut sums).enumerate() {
@@ -169,7 +185,19 @@ impl Strip<'_> {
                 }
             }
         }
-        let sums = product::<S, M, N>(simd, rows, weights, sums);
+        let (ahead, behind) = self.ahead.split_at(share.min(self.ahead.len()));
+        self.ahead = behind;
+        if ahead.is_empty() {
+            sums = product::<S, M, N>(simd, rows, weights, sums);
+        } else {
+            let steps = weights.len().div_ceil(STEP);
+            let mut ahead = ahead.chunks(ahead.len().div_ceil(steps));
+            for (at, weights) in weights.chunks(STEP).enumerate() {
+                ask_for(ahead.next().unwrap_or_default());
+                let rows = rows.map(|row| &row[at * STEP..][..weights.len()]);
+                sums = product::<S, M, N>(simd, rows, weights, sums);
+            }
+        }
         let gelu_follows = self.gelu;
         for (i, sums) in sums.into_iter().enumerate() {
             let output = self.output_row(row + i);
@@ -207,6 +235,20 @@ pub(super) fn product<S: Simd, const M: usize, const N: usize>(
         }
     }
     sums
+}
+
+/// Has numbers that will be needed soon brought into the second-level cache.
+#[inline(always)]
+fn ask_for(numbers: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    #[expect(unsafe_code, reason = "the compiler wants the feature named, which every such processor has")]
+    // SAFETY: SSE is part of x86-64, and asking for an address never fails.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        numbers.chunks(16).for_each(|line| _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
 }
 
 /// Reads up to `N` vectors; what lies beyond the slice is zero.

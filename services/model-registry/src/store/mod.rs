@@ -6,11 +6,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 use verdict_chassis::context;
+use verdict_chassis::secrets::Secrets;
 
 use crate::archive::Transfers;
 use crate::audit::Audit;
@@ -157,6 +160,24 @@ pub async fn open(url: &DatabaseUrl, connections: u32, migrate: bool) -> anyhow:
         DatabaseUrl::Sqlite(path) => Arc::new(sqlite::open(path).await?),
         DatabaseUrl::Postgres(url) => Arc::new(postgres::open(url, connections, migrate).await?),
     })
+}
+
+/// Opens the store as [`open`] does; new connections are made with what `DATABASE_URL` becomes while the process runs, where it
+/// is a reference, which is read again every `every`.
+pub async fn open_following(
+    url: &DatabaseUrl,
+    connections: u32,
+    migrate: bool,
+    secrets: &Secrets,
+    every: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<Arc<dyn Everything>> {
+    match url {
+        DatabaseUrl::Sqlite(_) => open(url, connections, migrate).await,
+        DatabaseUrl::Postgres(url) => {
+            Ok(Arc::new(postgres::open_following(url, connections, migrate, secrets, every, stop).await?))
+        }
+    }
 }
 
 /// Most ids in one list of a query, and most rows in one insert of six columns: both stay below what SQLite binds.

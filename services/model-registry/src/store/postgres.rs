@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{Connection, QueryBuilder};
+use sqlx::{Connection, PgPool, QueryBuilder};
+use tokio_util::sync::CancellationToken;
 use url::Url;
+use verdict_chassis::secrets::Secrets;
 
 use super::rows::kept;
 use crate::tracking::Metric;
@@ -70,6 +72,35 @@ fn quotes_the_password(_: sqlx::Error) -> anyhow::Error {
 ///
 /// Without `migrate` the tables must already be those of this program: `model-registry migrate` makes them so.
 pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<PostgresStore> {
+    let [writer, reader] = connect(url, connections, migrate).await?;
+    Ok(PostgresStore::new(writer, reader))
+}
+
+/// Opens the store as [`open`] does, and connects anew with what `DATABASE_URL` becomes; connections that are there stay until
+/// their time has come.
+pub async fn open_following(
+    url: &Url,
+    connections: u32,
+    migrate: bool,
+    secrets: &Secrets,
+    every: Duration,
+    stop: &CancellationToken,
+) -> anyhow::Result<PostgresStore> {
+    let pools = connect(url, connections, migrate).await?;
+    let [writer, reader] = pools.clone();
+    secrets.follow("DATABASE_URL", every, stop, move |url| {
+        let options: PgConnectOptions = url.parse().map_err(quotes_the_password)?;
+        let options = options.options(GIVE_UP);
+        for pool in &pools {
+            pool.set_connect_options(options.clone());
+        }
+        Ok(())
+    });
+    Ok(PostgresStore::new(writer, reader))
+}
+
+/// A pool for writes and one for reads.
+async fn connect(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<[PgPool; 2]> {
     let options: PgConnectOptions = url.as_str().parse().map_err(quotes_the_password)?;
     let host = options.get_host().to_owned();
     let unlimited = options.clone();
@@ -103,7 +134,7 @@ pub async fn open(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<
             .unwrap_or_default();
         ensure!(applied >= newest, "DATABASE_URL: the tables are not up to date; run `model-registry migrate` first");
     }
-    Ok(PostgresStore::new(writer, reader))
+    Ok([writer, reader])
 }
 
 /// Adds rows to a table of metrics: a list for each column, which costs less to send and to plan than a parameter for each

@@ -23,6 +23,7 @@ mod process;
 mod publishing;
 mod registering;
 mod requests;
+mod secrets;
 mod stack;
 mod traces;
 mod tracking;

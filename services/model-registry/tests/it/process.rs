@@ -87,7 +87,7 @@ fn a_wrong_setting_stops_the_start_and_is_named() {
 fn config_prints_every_setting_and_no_password() {
     let output = Command::new(BINARY)
         .args(["config", "--watch-heartbeat", "5s"])
-        .env("DATABASE_URL", "postgres://registry:secret@db.internal/models")
+        .env("DATABASE_URL", "postgres://registry:hunter2@db.internal/models")
         .output()
         .unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
@@ -95,7 +95,7 @@ fn config_prints_every_setting_and_no_password() {
     for part in ["MODEL_REGISTRY_LISTEN", "127.0.0.1:50051", "MODEL_REGISTRY_WATCH_HEARTBEAT", "ARTIFACT_STORE"] {
         assert!(table.contains(part), "{part} is not in\n{table}");
     }
-    assert!(!table.contains("secret"), "{table}");
+    assert!(!table.contains("hunter2"), "{table}");
 }
 
 mod live {

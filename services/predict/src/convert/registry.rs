@@ -36,11 +36,7 @@ pub fn release(version: api::Version) -> Result<Release, String> {
         Ok(api::Task::TextSparseEmbedding) => Task::TextSparseEmbedding,
         Ok(api::Task::TextClassification) => Task::TextClassification,
         Ok(api::Task::TabularRegression) => Task::TabularRegression,
-        Ok(api::Task::Custom) => {
-            return Err(format!(
-                "version {version} of `{model}` has task TASK_CUSTOM, which MLflow's clients load and predict does not serve"
-            ));
-        }
+        Ok(api::Task::Custom) => Task::Custom,
         Ok(api::Task::Unspecified) | Err(_) => {
             return Err(format!("version {version} of `{model}` has task {task}, which is not known here"));
         }

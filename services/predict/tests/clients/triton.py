@@ -66,6 +66,9 @@ def tabular(client, golden):
     everything = client.infer("credit-risk@champion", [matrix(rows)], priority=1, timeout=5_000_000)
     np.testing.assert_allclose(everything.as_numpy("probability"), np.array(golden["probability"]), atol=2e-6)
 
+    squeezed = client.infer("credit-risk", [matrix(rows)], compression_algorithm="gzip")
+    np.testing.assert_array_equal(squeezed.as_numpy("margin"), everything.as_numpy("margin"))
+
     refused(lambda: client.infer("credit-risk", [matrix(rows[:, :19])]), "INVALID_ARGUMENT", "inputs[0].shape")
     refused(lambda: client.infer("nobody", [matrix(rows)]), "NOT_FOUND", "nobody")
     wrong = grpc.InferInput("input", [1, 20], "FP64")

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, codec::CompressionEncoding};
 use verdict_api::{
     inference::{
         InferTensorContents, ModelConfigRequest, ModelInferRequest, ModelInferResponse, ModelMetadataRequest,
@@ -239,5 +239,9 @@ async fn a_message_over_the_limit_is_refused() {
     predict.wait_ready().await;
     let refused: Status = predict.inference().model_infer(rows(CREDIT, &vec![0.0; 300_000])).await.unwrap_err();
     assert_eq!((refused.code(), told(&refused).0.as_str()), (Code::OutOfRange, "MESSAGE_TOO_LARGE"));
+    let mut squeezing = predict.inference().send_compressed(CompressionEncoding::Gzip);
+    squeezing.model_infer(rows(CREDIT, &[0.0; 20])).await.unwrap();
+    let refused: Status = squeezing.model_infer(rows(CREDIT, &vec![0.0; 300_000])).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     predict.stop().await;
 }

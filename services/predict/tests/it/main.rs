@@ -6,6 +6,7 @@ mod decisions;
 mod generation;
 mod inference;
 mod lifecycle;
+mod mlflow;
 mod process;
 mod queues;
 mod routes;

@@ -57,13 +57,21 @@ impl Registry {
     pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listeners = Listeners::loopback().await.unwrap();
-        let running = Self::run(dir.path(), listeners);
+        let running = Self::run(model_registry::Config::in_dir(dir.path()), listeners);
         Self { dir, running }
     }
 
-    fn run(dir: &Path, listeners: Listeners) -> Running {
+    /// Starts one that serves the `mlflow` client as well.
+    pub(crate) async fn start_with_mlflow(listen: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listeners = Listeners::loopback().await.unwrap();
+        let in_dir = model_registry::Config::in_dir(dir.path());
+        let running = Self::run(model_registry::Config { mlflow_listen: Some(listen), ..in_dir }, listeners);
+        Self { dir, running }
+    }
+
+    fn run(config: model_registry::Config, listeners: Listeners) -> Running {
         let (address, stop) = (listeners.grpc_addr(), CancellationToken::new());
-        let config = model_registry::Config::in_dir(dir);
         let task = tokio::spawn(model_registry::run(config, listeners, stop.clone()));
         Running { address, stop, task }
     }
@@ -171,7 +179,7 @@ impl Stopped {
     pub(crate) async fn start(self) -> Registry {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let listeners = Listeners::bind(self.address, any).await.unwrap();
-        let running = Registry::run(self.dir.path(), listeners);
+        let running = Registry::run(model_registry::Config::in_dir(self.dir.path()), listeners);
         Registry { dir: self.dir, running }
     }
 }
