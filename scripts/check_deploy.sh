@@ -59,6 +59,7 @@ step zizmor --offline --quiet .github/workflows
 step scripts/check_terraform.sh "$work/chart_values"
 step with_packages scripts/check_charts.py "$work/rendered" staging="$work/chart_values/staging.json" production="$work/chart_values/production.json"
 step scripts/check_costs.py
+step scripts/check_observe.sh
 step policy
 if docker info >/dev/null 2>&1 && [[ -n ${VERDICT_BUILD_IMAGES:-} ]]; then
   step scripts/images.sh load

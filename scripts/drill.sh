@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Backs a running stack up, destroys it, restores it, and proves by digests and counts that nothing is missing.
 #
-# usage: drill.sh
+# usage: drill.sh [BIN_DIR]      BIN_DIR: built services and demo; without it they are built for release
 #
 # The stack is the demo's three services on PostgreSQL and S3 (SeaweedFS), with vectors in rag's folder. Decisions are made
 # all the time until everything is killed and deleted. Backed up are
@@ -37,9 +37,12 @@ exec > >(tee "$work/log") 2>&1
 "$root/scripts/models.py" >/dev/null
 packages=$("$root/scripts/python_env.sh" drill)
 export PATH="$tools:$PATH"
-echo "building the services (minutes the first time)"
-bin="${CARGO_TARGET_DIR:-$root/target}/release"
-cargo build --release --quiet -p model-registry -p predict -p rag -p verdict-demo
+bin=${1:-}
+if [[ -z $bin ]]; then
+  echo "building the services (minutes the first time)"
+  bin="${CARGO_TARGET_DIR:-$root/target}/release"
+  cargo build --release --quiet -p model-registry -p predict -p rag -p verdict-demo
+fi
 postgres=$(postgres_bin)
 # The drill destroys servers: only its own.
 unset TEST_POSTGRES_URL TEST_S3_ENDPOINT
@@ -75,6 +78,7 @@ s3() { aws s3 "$@"; }
 
 # Starts an S3 server and tells the services where it is.
 start_s3() {
+  unset TEST_S3_ENDPOINT
   TEST_POSTGRES_URL=none "$root/scripts/servers.sh" start "$work/s3"
   # shellcheck source=/dev/null
   source "$work/s3/env"
@@ -149,7 +153,7 @@ writer=$!
 step "Back up PostgreSQL while decisions are made"
 mkdir "$backup/wal"
 "$postgres/pg_receivewal" -d "$TEST_POSTGRES_URL" --create-slot --slot=drill
-"$postgres/pg_receivewal" -d "$TEST_POSTGRES_URL" --slot=drill --synchronous -D "$backup/wal" >"$work/receivewal.log" 2>&1 &
+"$postgres/pg_receivewal" -d "$TEST_POSTGRES_URL" --slot=drill --synchronous --no-loop -D "$backup/wal" >"$work/receivewal.log" 2>&1 &
 receiver=$!
 sql postgres "ALTER SYSTEM SET synchronous_standby_names = 'pg_receivewal'"
 sql postgres "SELECT pg_reload_conf()" >/dev/null
@@ -180,6 +184,7 @@ while [[ -d /proc/$pid ]]; do sleep 0.05; done
 cp -a "$stack/rag" "$backup/vectors"
 (cd "$folder" && exec env -i "${environment[@]}" "$bin/rag" serve >>"$stack/logs/rag.log" 2>&1) &
 echo $! >"$stack/run/rag.pid"
+disown
 vectors_at=$began
 for ((i = 0; i < 300; i++)); do
   grpcurl -plaintext "$rag" grpc.health.v1.Health/Check 2>/dev/null | grep -q '"SERVING"' && break

@@ -96,8 +96,9 @@ start_seaweed() {
   "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
 JSON
   )
-  # Telemetry is on by default, and a put would create its bucket by default: both are switched off.
-  setsid "$tools/weed" -logdir="$data" server -dir="$data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
+  # Telemetry is on by default, and a put would create its bucket by default: both are switched off. Keys in the shell
+  # would be taken for more of its users.
+  env -u AWS_ACCESS_KEY_ID -u AWS_SECRET_ACCESS_KEY setsid "$tools/weed" -logdir="$data" server -dir="$data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
     -master.telemetry=false -master.port="${ports[1]}" -master.port.grpc="${ports[2]}" \
     -master.volumeSizeLimitMB=64 -master.electionTimeout=1s \
     -volume.port="${ports[3]}" -volume.port.grpc="${ports[4]}" -volume.max=100 -volume.preStopSeconds=0 \

@@ -63,8 +63,8 @@ impl Exemplars {
         if self.due[bucket].load(Ordering::Relaxed) > now {
             return;
         }
-        self.due[bucket].store(now + MILLIS_BETWEEN, Ordering::Relaxed);
         let Some(trace_id) = telemetry::trace_id(span) else { return };
+        self.due[bucket].store(now + MILLIS_BETWEEN, Ordering::Relaxed);
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         self.kept.lock()[bucket] = Some(Exemplar { trace_id, seconds, at });
     }

@@ -216,8 +216,8 @@ async fn use_the_rest(demo: &Demo) {
     let route = Route {
         name: "scoring".into(),
         champion: "credit-risk@champion".into(),
-        challengers: vec![Challenger { reference: first, weight: 0.5, ..Default::default() }],
-        shadows: vec![Shadow { reference: "credit-risk/2".into(), share: None }],
+        challengers: vec![Challenger { reference: first.clone(), weight: 0.5, ..Default::default() }],
+        shadows: vec![Shadow { reference: first, share: None }],
         guard: Some(Guard {
             window: 50,
             min_calls: 20,
