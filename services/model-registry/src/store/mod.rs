@@ -35,6 +35,7 @@ use crate::webhooks::Webhooks;
 pub mod postgres;
 pub(crate) mod rows;
 pub mod sqlite;
+mod within;
 
 /// How long answers are remembered by their request id. Retries come within minutes.
 const REMEMBER_REQUESTS_MICROS: i64 = 30 * 24 * 3600 * 1_000_000;

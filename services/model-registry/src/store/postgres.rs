@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection, PgPool, QueryBuilder};
 use tokio_util::sync::CancellationToken;
@@ -10,13 +11,33 @@ use url::Url;
 use verdict_chassis::secrets::Secrets;
 
 use super::rows::kept;
+use super::within::ArrayLists;
 use crate::tracking::Metric;
 
-/// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
-/// it in one query.
-macro_rules! rows_of {
-    ($columns:literal, $from:literal) => {
-        concat!("(SELECT COALESCE(json_agg(json_build_array(", $columns, ")), '[]')::text FROM ", $from, ")")
+/// Selects lists of rows, each from its tables and with its columns, as one row that [`Lists`] reads.
+macro_rules! select_lists {
+    ($name:ident: [$first:expr $(, $other:expr)*] of $from:expr $(, $($more:tt)+)?) => {
+        concat!(
+            "SELECT * FROM ",
+            select_lists!(@ $name: [$first $(, $other)*] of $from)
+            $(, select_lists!(@@ $($more)+))?
+        )
+    };
+    (@@ $($name:ident: [$($column:expr),+] of $from:expr),+) => {
+        concat!($(" CROSS JOIN ", select_lists!(@ $name: [$($column),+] of $from)),+)
+    };
+    (@ $name:ident: [$first:expr $(, $other:expr)*] of $from:expr) => {
+        concat!(
+            "(SELECT array_agg(", $first, ")" $(, ", array_agg(", $other, ")")*,
+            " FROM ", $from, ") AS list_of_", stringify!($name)
+        )
+    };
+}
+
+/// The value of a metric in such a list.
+macro_rules! metric_value {
+    () => {
+        "p.value"
     };
 }
 
@@ -28,6 +49,7 @@ mod tables;
 pub type PostgresStore = tables::Tables;
 
 type Db = sqlx::Postgres;
+type Lists<'r> = ArrayLists<'r>;
 /// One snapshot for all the queries of one read.
 const BEGIN_READ: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 /// Each statement sees what was committed before it; the lock on `log` makes that everything.
@@ -48,14 +70,29 @@ const SPAN_ATTRIBUTES: &str = "(SELECT spans.trace AS trace, e.key AS key, e.val
 /// Runs that others may read and log to, but not delete; in one order, so that no two transactions wait for each other.
 const LOCK_RUNS: &str = " ORDER BY id FOR SHARE";
 
+/// What ends an insert into the history of metrics whose values are new: it fails if one is not, and costs a third less than to
+/// ask for each.
+const IF_NEW: &str = "";
+
 /// How many groups of callers may be written at once.
 const GROUPS: usize = 2;
 
-/// Writes wait for each other. A replica that died in the middle of its own must not hold up the others until
-/// TCP gives it up.
-/// A caller who leaves does not end the query that was begun for them: the database does.
-const GIVE_UP: [(&str, &str); 3] =
-    [("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "10s"), ("statement_timeout", "60s")];
+/// Settings of every connection.
+const SETTINGS: [(&str, &str); 7] = [
+    // Writes wait for each other. A replica that died in the middle of its own must not hold up the others until TCP gives it up.
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    // A caller who leaves does not end the query that was begun for them: the database does.
+    ("statement_timeout", "60s"),
+    // What a page needs is a few hundred rows, found in indexes that are mostly in memory. As if each cost a seek of a disk,
+    // whole tables would be read instead.
+    ("random_page_cost", "1.1"),
+    // Of those rows none is asked for twice (PostgreSQL 14 and newer remember them for that).
+    ("enable_memoize", "off"),
+    // Compiling a query, or starting processes for it, takes longer than a page.
+    ("jit", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+];
 
 /// How long a call waits for a free connection before the database counts as unavailable.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,7 +127,7 @@ pub async fn open_following(
     let [writer, reader] = pools.clone();
     secrets.follow("DATABASE_URL", every, stop, move |url| {
         let options: PgConnectOptions = url.parse().map_err(quotes_the_password)?;
-        let options = options.options(GIVE_UP);
+        let options = options.options(SETTINGS);
         for pool in &pools {
             pool.set_connect_options(options.clone());
         }
@@ -104,7 +141,7 @@ async fn connect(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<[
     let options: PgConnectOptions = url.as_str().parse().map_err(quotes_the_password)?;
     let host = options.get_host().to_owned();
     let unlimited = options.clone();
-    let options = options.options(GIVE_UP);
+    let options = options.options(SETTINGS);
     // Apart, so that writes that wait for each other leave connections to reads.
     let writers = connections.div_ceil(2);
     let pool = |size: u32| {
@@ -135,6 +172,14 @@ async fn connect(url: &Url, connections: u32, migrate: bool) -> anyhow::Result<[
         ensure!(applied >= newest, "DATABASE_URL: the tables are not up to date; run `model-registry migrate` first");
     }
     Ok([writer, reader])
+}
+
+/// Runs come whole in one query, which needs no transaction to see one snapshot.
+const VALUES_COME_ALONG: bool = true;
+
+/// What runs are read with.
+async fn run_reader(reader: &PgPool) -> sqlx::Result<PoolConnection<Db>> {
+    reader.acquire().await
 }
 
 /// Adds rows to a table of metrics: a list for each column, which costs less to send and to plan than a parameter for each

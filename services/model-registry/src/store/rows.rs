@@ -6,61 +6,92 @@ use std::collections::{BTreeMap, HashMap};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::within::{Word, row_within};
 use crate::error::Result;
 use crate::model::{Artifact, Event, Micros, Model, Origin, Stage, Task, Version};
 use crate::names::{ArtifactPath, ModelName, Sha256Hex, VersionId};
 
-/// A model; what stands in other tables is JSON.
-#[derive(sqlx::FromRow)]
-pub(super) struct ModelRow {
-    name: String,
-    description: String,
-    latest_version: i64,
-    create_time: i64,
-    update_time: i64,
-    revision: i64,
-    tags: String,
-    aliases: String,
+/// A page of models: their own rows, in order, and the rows of other tables that belong to them.
+pub(super) struct ModelPage<'r> {
+    pub(super) models: Vec<ModelRow>,
+    pub(super) tags: Vec<(Cow<'r, str>, String, String)>,
+    pub(super) aliases: Vec<(Cow<'r, str>, String, i64)>,
+}
+
+row_within! {
+    pub(super) struct ModelRow {
+        name: String,
+        description: String,
+        create_time: i64,
+        update_time: i64,
+        revision: i64,
+        latest_version: i64,
+    }
+}
+
+impl ModelPage<'_> {
+    pub(super) fn into_models(self) -> Vec<Model> {
+        let Self { models, tags, aliases } = self;
+        let mut models: Vec<Model> = models.into_iter().map(ModelRow::into_model).collect();
+        let names: Vec<ModelName> = models.iter().map(|model| model.name.clone()).collect();
+        let places: HashMap<&str, usize> = names.iter().map(ModelName::as_str).zip(0..).collect();
+        for (model, key, value) in tags {
+            if let Some(at) = places.get(&*model) {
+                models[*at].tags.insert(key, value);
+            }
+        }
+        for (model, alias, version) in aliases {
+            if let Some(at) = places.get(&*model) {
+                models[*at].aliases.insert(alias, version);
+            }
+        }
+        models
+    }
 }
 
 impl ModelRow {
-    pub(super) fn into_model(self) -> Result<Model> {
-        let Self { name, description, latest_version, create_time, update_time, revision, tags, aliases } = self;
-        Ok(Model {
+    fn into_model(self) -> Model {
+        let Self { name, description, create_time, update_time, revision, latest_version } = self;
+        Model {
             name: ModelName::stored(name),
             description,
-            tags: pairs(&tags)?,
-            aliases: pairs(&aliases)?,
+            tags: BTreeMap::new(),
+            aliases: BTreeMap::new(),
             latest_version,
             create_time: Micros(create_time),
             update_time: Micros(update_time),
             revision,
-        })
+        }
     }
 }
 
-/// A page of versions: JSON of their own rows, in order, and of the rows of other tables that belong to them.
-#[derive(sqlx::FromRow)]
-pub(super) struct VersionPage(String, String, String, String);
+/// A page of versions: their own rows, in order, and the rows of other tables that belong to them.
+pub(super) struct VersionPage<'r> {
+    pub(super) versions: Vec<VersionRow>,
+    pub(super) tags: Vec<(Cow<'r, str>, i64, String, String)>,
+    pub(super) aliases: Vec<(Cow<'r, str>, i64, String)>,
+    pub(super) artifacts: Vec<(Cow<'r, str>, i64, String, i64, String)>,
+}
 
-#[derive(Deserialize)]
-struct VersionRow {
-    model: String,
-    version: i64,
-    description: String,
-    task: Task,
-    signature: Option<String>,
-    parameters: String,
-    digest: Option<String>,
-    source: String,
-    run: String,
-    run_link: String,
-    logged_model: String,
-    author: String,
-    stage: Stage,
-    create_time: i64,
-    update_time: i64,
-    revision: i64,
+row_within! {
+    pub(super) struct VersionRow {
+        model: String,
+        version: i64,
+        description: String,
+        task: Word<Task>,
+        signature: Option<String>,
+        parameters: String,
+        digest: Option<String>,
+        source: String,
+        run: String,
+        run_link: String,
+        logged_model: String,
+        author: String,
+        stage: Word<Stage>,
+        create_time: i64,
+        update_time: i64,
+        revision: i64,
+    }
 }
 
 #[derive(Default)]
@@ -70,27 +101,27 @@ struct Belongings {
     artifacts: Vec<Artifact>,
 }
 
-impl VersionPage {
+impl VersionPage<'_> {
     pub(super) fn into_versions(self) -> Result<Vec<Version>> {
-        let Self(versions, tags, aliases, artifacts) = self;
-        let rows: Vec<VersionRow> = list(&versions)?;
+        let Self { versions: rows, tags, aliases, artifacts } = self;
         let mut belongings: Vec<Belongings> = rows.iter().map(|_| Belongings::default()).collect();
         let ids = rows.iter().map(|row| (row.model.as_str(), row.version));
         let places: HashMap<(&str, i64), usize> = ids.zip(0..).collect();
         let place = |model: &str, version| places.get(&(model, version)).copied();
-        for (model, version, key, value) in list::<(Cow<'_, str>, i64, String, String)>(&tags)? {
+        for (model, version, key, value) in tags {
             if let Some(at) = place(&model, version) {
                 belongings[at].tags.insert(key, value);
             }
         }
-        for (model, version, alias) in list::<(Cow<'_, str>, i64, String)>(&aliases)? {
+        for (model, version, alias) in aliases {
             if let Some(at) = place(&model, version) {
                 belongings[at].aliases.push(alias);
             }
         }
-        for (model, version, path, size, sha256) in list::<(Cow<'_, str>, i64, String, u64, String)>(&artifacts)? {
+        for (model, version, path, size, sha256) in artifacts {
             if let Some(at) = place(&model, version) {
                 let (path, sha256) = (ArtifactPath::stored(path), Sha256Hex::stored(sha256));
+                let size = size.cast_unsigned();
                 belongings[at].artifacts.push(Artifact { path, size, sha256 });
             }
         }
@@ -108,7 +139,7 @@ impl VersionRow {
         Ok(Version {
             id: VersionId { model: ModelName::stored(model), number: version },
             description,
-            task,
+            task: task.0,
             signature: signature.as_deref().map(from_json).transpose()?,
             parameters: if parameters == "{}" { BTreeMap::new() } else { from_json(&parameters)? },
             tags,
@@ -117,7 +148,7 @@ impl VersionRow {
             aliases,
             origin: Origin { source, run, run_link, logged_model },
             author,
-            stage,
+            stage: stage.0,
             create_time: Micros(create_time),
             update_time: Micros(update_time),
             revision,
@@ -128,16 +159,6 @@ impl VersionRow {
 /// A metric's value as both databases keep it: finite, and a mark for NaN.
 pub(super) fn kept(value: f64) -> (f64, i64) {
     if value.is_nan() { (0.0, 1) } else { (value.clamp(f64::MIN, f64::MAX), 0) }
-}
-
-/// Reads the rows of another table; mostly there are none.
-pub(super) fn list<'a, T: Deserialize<'a>>(json: &'a str) -> Result<Vec<T>> {
-    if json == "[]" { Ok(Vec::new()) } else { from_json(json) }
-}
-
-/// Reads rows of a key and a value.
-pub(super) fn pairs<T: DeserializeOwned>(json: &str) -> Result<BTreeMap<String, T>> {
-    Ok(list(json)?.into_iter().collect())
 }
 
 #[derive(sqlx::FromRow)]

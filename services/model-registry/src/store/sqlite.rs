@@ -6,18 +6,38 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use sqlx::QueryBuilder;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Pool, QueryBuilder, Transaction};
 
 use super::ROWS_AT_ONCE;
 use super::rows::kept;
+use super::within::JsonLists;
 use crate::tracking::Metric;
 
-/// Rows of another table that belong to a row, as the text of a JSON array of arrays: whatever their number, they come with
-/// it in one query.
-macro_rules! rows_of {
-    ($columns:literal, $from:literal) => {
-        concat!("(SELECT json_group_array(json_array(", $columns, ")) FROM ", $from, ")")
+/// Selects lists of rows, each from its tables and with its columns, as one row that [`Lists`] reads.
+macro_rules! select_lists {
+    ($name:ident: [$first:expr $(, $other:expr)*] of $from:expr $(, $($more:tt)+)?) => {
+        concat!(
+            "SELECT ",
+            select_lists!(@ $name: [$first $(, $other)*] of $from)
+            $(, select_lists!(@@ $($more)+))?
+        )
+    };
+    (@@ $($name:ident: [$($column:expr),+] of $from:expr),+) => {
+        concat!($(", ", select_lists!(@ $name: [$($column),+] of $from)),+)
+    };
+    (@ $name:ident: [$first:expr $(, $other:expr)*] of $from:expr) => {
+        concat!(
+            "(SELECT json_group_array(json_array(", $first $(, ", ", $other)*, ")) FROM ", $from, ") AS list_of_",
+            stringify!($name)
+        )
+    };
+}
+
+/// The value of a metric in such a list: none, because JSON would round it.
+macro_rules! metric_value {
+    () => {
+        "NULL"
     };
 }
 
@@ -29,6 +49,7 @@ mod tables;
 pub type SqliteStore = tables::Tables;
 
 type Db = sqlx::Sqlite;
+type Lists<'r> = JsonLists<'r>;
 const BEGIN_READ: &str = "BEGIN DEFERRED";
 /// Takes the write lock at once, so that a transaction never fails halfway for want of it.
 const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
@@ -48,6 +69,9 @@ const SPAN_ATTRIBUTES: &str = "(SELECT spans.trace AS trace, e.key AS key, CASE 
     FROM spans, json_each(spans.content, '$.attributes') e)";
 /// As above.
 const LOCK_RUNS: &str = "";
+
+/// What ends an insert into the history of metrics whose values are new, and costs nothing more where one is not.
+const IF_NEW: &str = " ON CONFLICT DO NOTHING";
 
 /// How many groups of callers may be written at once.
 const GROUPS: usize = 1;
@@ -96,6 +120,14 @@ pub async fn open(path: &Path) -> anyhow::Result<SqliteStore> {
     let options = options.pragma("mmap_size", MAPPED.to_string());
     let reader = limited(pool(READERS), GIVE_UP).connect_with(options).await.with_context(context)?;
     Ok(SqliteStore::new(writer, reader))
+}
+
+/// Runs come in two queries, the second for the values of their metrics.
+const VALUES_COME_ALONG: bool = false;
+
+/// What runs are read with: one snapshot for both queries.
+async fn run_reader(reader: &Pool<Db>) -> sqlx::Result<Transaction<'static, Db>> {
+    reader.begin_with(BEGIN_READ).await
 }
 
 /// Adds rows to a table of metrics.

@@ -35,6 +35,7 @@ on_both!(
     a_refused_call_spoils_no_other,
     callers_who_leave_take_nobody_with_them,
     the_latest_of_many_callers_is_the_latest,
+    what_is_logged_again_is_there_once,
     values_come_back_as_they_were,
 );
 
@@ -130,6 +131,24 @@ async fn the_latest_of_many_callers_is_the_latest(store: Store) {
     }
 }
 
+/// As a client does who has not heard the answer.
+async fn what_is_logged_again_is_there_once(store: Store) {
+    let run = run(&store, "run").await;
+    let call = async |at: usize| {
+        // A third of the callers say what another says, a third say something twice.
+        let steps = [at - usize::from(at % 3 == 1), if at % 3 == 2 { at } else { CALLERS + at }];
+        store.log(&run, &metrics(steps.map(|step| metric("loss", step, step as f64)).to_vec())).await
+    };
+    for round in 0..2 {
+        for outcome in futures::future::join_all((0..CALLERS).map(call)).await {
+            outcome.unwrap();
+        }
+        let there = store.history(&run, "loss", 0, 1000).await.unwrap().items;
+        let expected = (0..CALLERS).filter(|at| at % 3 != 1).chain((0..CALLERS).filter(|at| at % 3 != 2).map(|at| CALLERS + at));
+        assert_eq!(there, Vec::from_iter(expected.map(|step| metric("loss", step, step as f64))), "in round {round}");
+    }
+}
+
 /// Bit by bit, however large or small.
 async fn values_come_back_as_they_were(store: Store) {
     let run = run(&store, "run").await;
@@ -179,6 +198,88 @@ mod locked {
             other.execute("ROLLBACK").await.unwrap();
             store.log("held", &metrics(vec![metric("loss", 1, 0.5)])).await.unwrap();
             assert_eq!(store.history("held", "loss", 0, 1000).await.unwrap().items.len(), 1);
+        }
+
+        const DELETE: &str = "BEGIN;
+            DELETE FROM latest_metrics WHERE run = 'run'; DELETE FROM metrics WHERE run = 'run';
+            DELETE FROM run_tags WHERE run = 'run'; DELETE FROM runs WHERE id = 'run'";
+
+        /// Deletes the run, or tells why not.
+        async fn delete(by: &mut PgConnection) -> sqlx::Result<()> {
+            let deleted = by.execute(DELETE).await;
+            by.execute(if deleted.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+            deleted.map(|_| ())
+        }
+
+        /// How many metrics belong to no run.
+        async fn orphans(of: &mut PgConnection) -> i64 {
+            sqlx::query_scalar(
+                "SELECT COUNT(*) FROM (SELECT run FROM metrics UNION ALL SELECT run FROM latest_metrics) m
+                 WHERE NOT EXISTS (SELECT 1 FROM runs WHERE id = m.run)",
+            )
+            .fetch_one(of)
+            .await
+            .unwrap()
+        }
+
+        /// No constraint ties metrics to their run: the locks of both sides do, whoever comes first.
+        #[tokio::test(flavor = "multi_thread")]
+        async fn a_run_is_deleted_before_or_after_its_metrics_are_logged() {
+            let url = postgres::database().await;
+            let store = open(&url).await;
+            let mut other = PgConnection::connect(&url).await.unwrap();
+            let refused = |error: sqlx::Error| {
+                assert_eq!(error.as_database_error().unwrap().code().unwrap(), "23503", "{error}");
+            };
+            run(&store, "run").await;
+            store.log("run", &metrics(vec![metric("loss", 1, 0.5)])).await.unwrap();
+            other.execute("DELETE FROM run_tags WHERE run = 'run'").await.unwrap();
+            for sql in ["DELETE FROM runs WHERE id = 'run'", "UPDATE runs SET id = 'other' WHERE id = 'run'"] {
+                refused(other.execute(sql).await.unwrap_err());
+            }
+            other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+            other.execute("DELETE FROM runs WHERE id = 'run'").await.unwrap_err();
+            other.execute("ROLLBACK").await.unwrap();
+
+            // Deleted first: who logs waits, and is told that there is no such run.
+            other.execute(DELETE).await.unwrap();
+            let late = tokio::spawn({
+                let store = store.clone();
+                async move { store.log("run", &metrics(vec![metric("loss", 2, 0.5)])).await }
+            });
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            assert!(!late.is_finished());
+            other.execute("COMMIT").await.unwrap();
+            assert!(late.await.unwrap().unwrap_err().to_string().contains("run"));
+            assert_eq!(orphans(&mut other).await, 0);
+
+            // At the same time.
+            let mut deleted = 0;
+            for round in 0..40 {
+                run(&store, "run").await;
+                let logging = (0..4).map(|at| {
+                    let store = store.clone();
+                    let values = (0..50).map(|step| metric("loss", 50 * at + step, 0.5)).collect();
+                    tokio::spawn(async move { store.log("run", &metrics(values)).await.is_ok() })
+                });
+                let logging: Vec<_> = logging.collect();
+                tokio::time::sleep(Duration::from_micros(100 * round)).await;
+                let outcome = delete(&mut other).await;
+                let is_deleted = outcome.is_ok();
+                let mut logged = 0;
+                for call in logging {
+                    logged += usize::from(call.await.unwrap());
+                }
+                assert_eq!(orphans(&mut other).await, 0);
+                let kept = store.history("run", "loss", 0, 1000).await.unwrap().items.len();
+                assert_eq!(kept, if is_deleted { 0 } else { 50 * logged }, "in round {round}");
+                deleted += usize::from(is_deleted);
+                if let Err(error) = outcome {
+                    refused(error);
+                    delete(&mut other).await.unwrap();
+                }
+            }
+            assert!(deleted > 0);
         }
     }
 }

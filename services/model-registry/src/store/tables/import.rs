@@ -93,7 +93,7 @@ impl Imports for Tables {
         for metrics in history {
             let metrics = metrics?;
             let of_run: Vec<_> = metrics.iter().map(|metric| (run.id.as_str(), metric)).collect();
-            runs::add_metrics(&mut tx, &of_run).await?;
+            runs::add_metrics(&mut tx, &of_run, runs::History::Any).await?;
         }
         for dataset in &run.datasets {
             runs::add_dataset(&mut tx, run, dataset).await?;

@@ -12,7 +12,7 @@ use anyhow::anyhow;
 use sqlx::{Acquire, Pool, QueryBuilder, query};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::runs::{add_metrics, add_params, must_be_active, set_tags};
+use super::runs::{History, add_metrics, add_params, must_be_active, set_tags};
 use super::{BEGIN_WRITE, Connection, Db, GROUPS, LOCK_RUNS, WAIT_LITTLE, logged_models};
 use crate::error::{Dependency, Entity, Error, Result};
 use crate::tracking::Batch;
@@ -96,7 +96,11 @@ async fn next_group(calls: &Mutex<mpsc::Receiver<Call>>) -> Option<Vec<Call>> {
 }
 
 async fn write(writer: Pool<Db>, group: Vec<Call>) {
-    let outcomes = match together(&writer, &group, None).await {
+    let mut written = together(&writer, &group, History::New, None).await;
+    if written.as_ref().is_err_and(has_value_already) {
+        written = together(&writer, &group, History::Any, None).await;
+    }
+    let outcomes = match written {
         Ok(outcomes) => outcomes,
         // Some row stays locked: only who needs it is refused.
         Err(error) if group.len() > 1 && waited_too_long(&error) => {
@@ -124,7 +128,7 @@ async fn one_by_one(writer: &Pool<Db>, group: &[Call], patience: Option<&'static
             outcomes.push(Err(unavailable(anyhow!("run `{}` is locked by another", call.run))));
             continue;
         }
-        let outcome = together(writer, std::slice::from_ref(call), patience).await;
+        let outcome = together(writer, std::slice::from_ref(call), History::Any, patience).await;
         if outcome.as_ref().is_err_and(waited_too_long) {
             locked.insert(call.run.as_str());
         }
@@ -135,14 +139,28 @@ async fn one_by_one(writer: &Pool<Db>, group: &[Call], patience: Option<&'static
 
 /// Whether PostgreSQL gave up to wait for a lock.
 fn waited_too_long(error: &Error) -> bool {
-    let Error::Unavailable { source, .. } = error else { return false };
+    has_code(error, "55P03")
+}
+
+/// Whether a value was not new to PostgreSQL, or two groups waited for each other because they added the same ones.
+fn has_value_already(error: &Error) -> bool {
+    has_code(error, "23505") || has_code(error, "40P01")
+}
+
+fn has_code(error: &Error, wanted: &str) -> bool {
+    let (Error::Unavailable { source, .. } | Error::Internal(source)) = error else { return false };
     let database = source.downcast_ref::<sqlx::Error>().and_then(sqlx::Error::as_database_error);
-    database.and_then(|error| error.code()).is_some_and(|code| code == "55P03")
+    database.and_then(|error| error.code()).is_some_and(|code| code == wanted)
 }
 
 /// Writes calls in one transaction; answers what became of each once all of it is on disk. `patience` says how long it waits
 /// for locks, if not as long as usual.
-async fn together(writer: &Pool<Db>, group: &[Call], patience: Option<&'static str>) -> Result<Vec<Result<()>>> {
+async fn together(
+    writer: &Pool<Db>,
+    group: &[Call],
+    history: History,
+    patience: Option<&'static str>,
+) -> Result<Vec<Result<()>>> {
     let mut tx = writer.begin_with(BEGIN_WRITE).await?;
     if let Some(patience) = patience {
         query(patience).execute(&mut *tx).await?;
@@ -158,7 +176,7 @@ async fn together(writer: &Pool<Db>, group: &[Call], patience: Option<&'static s
     for (call, _) in group.iter().zip(&outcomes).filter(|(call, outcome)| outcome.is_ok() && call.is_plain()) {
         metrics.extend(call.batch.metrics.iter().map(|metric| (call.run.as_str(), metric)));
     }
-    add_metrics(&mut tx, &metrics).await?;
+    add_metrics(&mut tx, &metrics, history).await?;
 
     for (call, outcome) in group.iter().zip(&mut outcomes).filter(|(call, outcome)| outcome.is_ok() && !call.is_plain())
     {
@@ -191,7 +209,7 @@ async fn add(tx: &mut Connection, Call { run, batch, answer: _ }: &Call) -> Resu
     let Batch { metrics, params, tags } = batch;
     add_params(tx, run, params).await?;
     let of_run: Vec<_> = metrics.iter().map(|metric| (run.as_str(), metric)).collect();
-    add_metrics(tx, &of_run).await?;
+    add_metrics(tx, &of_run, History::Any).await?;
     logged_models::add_metrics(tx, run, metrics).await?;
     set_tags(tx, run, tags).await
 }

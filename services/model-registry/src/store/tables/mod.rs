@@ -10,8 +10,8 @@ use self::adding::insert_artifacts;
 use self::reading::{find_model, model, models, referenced, select_models, select_versions, version, versions};
 use self::write::{Begun, Write, event};
 use super::{
-    BEGIN_READ, BEGIN_WRITE, Db, GROUPS, LOCK_EXPERIMENTS, LOCK_RUNS, MATCHES, SPAN_ATTRIBUTES, WAIT_LITTLE,
-    insert_metrics,
+    BEGIN_READ, BEGIN_WRITE, Db, GROUPS, IF_NEW, LOCK_EXPERIMENTS, LOCK_RUNS, Lists, MATCHES, SPAN_ATTRIBUTES,
+    VALUES_COME_ALONG, WAIT_LITTLE, insert_metrics, run_reader,
 };
 use crate::audit::Change;
 use crate::error::{Entity, Error, Result};

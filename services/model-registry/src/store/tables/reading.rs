@@ -2,51 +2,49 @@
 
 use sqlx::QueryBuilder;
 
-use super::{Connection, Db};
+use super::{Connection, Db, Lists};
 use crate::error::{Entity, Error, Result};
 use crate::model::{Model, Version};
 use crate::names::{ModelName, Reference, VersionId};
-use crate::store::rows::{ModelRow, VersionPage};
+use crate::store::rows::{ModelPage, VersionPage};
 
-/// To be followed by a table of models that is called `m`.
-const MODELS: &str = concat!(
-    "SELECT m.name, m.description, m.create_time, m.update_time, m.revision,
-            COALESCE((SELECT MAX(p.version) FROM versions p WHERE p.model = m.name), 0) AS latest_version, ",
-    rows_of!("p.key, p.value", "tags p WHERE p.model = m.name AND p.version = 0"),
-    " AS tags, ",
-    rows_of!("p.alias, p.version", "aliases p WHERE p.model = m.name"),
-    " AS aliases FROM "
+/// To be followed by a table of models that is called `m`, and by [`MODELS_END`].
+const MODELS: &str = "WITH page AS MATERIALIZED (SELECT m.* FROM ";
+
+/// A page of models in one row: a driver's rows cost more.
+const MODELS_END: &str = concat!(
+    ") ",
+    select_lists!(
+        models: [
+            "m.name", "m.description", "m.create_time", "m.update_time", "m.revision",
+            "COALESCE((SELECT MAX(p.version) FROM versions p WHERE p.model = m.name), 0)"
+        ] of "page m",
+        tags: ["p.model", "p.key", "p.value"] of "page m CROSS JOIN tags p WHERE p.model = m.name AND p.version = 0",
+        aliases: ["p.model", "p.alias", "p.version"] of "page m CROSS JOIN aliases p WHERE p.model = m.name"
+    )
 );
 
 /// To be followed by a table of versions that is called `v`, and by [`VERSIONS_END`].
 const VERSIONS: &str = "WITH page AS MATERIALIZED (SELECT v.* FROM ";
 
-/// A page of versions as one row, each column the JSON of one table: a driver's rows cost more than reading JSON.
+/// A page of versions in one row.
 const VERSIONS_END: &str = concat!(
-    ") SELECT ",
-    rows_of!(
-        "v.model, v.version, v.description, v.task, v.signature, v.parameters, v.digest, v.source, v.run, v.run_link,
-         v.logged_model, v.author, v.stage, v.create_time, v.update_time, v.revision",
-        "page v"
-    ),
-    ", ",
-    rows_of!(
-        "p.model, p.version, p.key, p.value",
-        "page v CROSS JOIN tags p WHERE p.model = v.model AND p.version = v.version"
-    ),
-    ", ",
-    rows_of!(
-        "p.model, p.version, p.alias",
-        "page v CROSS JOIN aliases p WHERE p.model = v.model AND p.version = v.version"
-    ),
-    ", ",
-    rows_of!(
-        "p.model, p.version, p.path, p.size, p.sha256",
-        "page v CROSS JOIN artifacts p WHERE p.model = v.model AND p.version = v.version"
+    ") ",
+    select_lists!(
+        versions: [
+            "v.model", "v.version", "v.description", "v.task", "v.signature", "v.parameters", "v.digest", "v.source", "v.run",
+            "v.run_link", "v.logged_model", "v.author", "v.stage", "v.create_time", "v.update_time", "v.revision"
+        ] of "page v",
+        tags: ["p.model", "p.version", "p.key", "p.value"]
+            of "page v CROSS JOIN tags p WHERE p.model = v.model AND p.version = v.version",
+        aliases: ["p.model", "p.version", "p.alias"]
+            of "page v CROSS JOIN aliases p WHERE p.model = v.model AND p.version = v.version",
+        artifacts: ["p.model", "p.version", "p.path", "p.size", "p.sha256"]
+            of "page v CROSS JOIN artifacts p WHERE p.model = v.model AND p.version = v.version"
     )
 );
 
-/// Begins a query for models: what follows names the table `m`.
+/// Begins a query for models, which [`models`] ends: what follows names the table `m`.
 pub(super) fn select_models() -> QueryBuilder<Db> {
     QueryBuilder::new(MODELS)
 }
@@ -56,15 +54,22 @@ pub(super) fn select_versions() -> QueryBuilder<Db> {
     QueryBuilder::new(VERSIONS)
 }
 
+/// In the order of the query.
 pub(super) async fn models(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Model>> {
-    let rows: Vec<ModelRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-    rows.into_iter().map(ModelRow::into_model).collect()
+    query.push(MODELS_END);
+    let row = query.build().fetch_one(&mut *tx).await?;
+    let mut lists = Lists::new(&row);
+    let page = ModelPage { models: lists.next()?, tags: lists.next()?, aliases: lists.next()? };
+    Ok(page.into_models())
 }
 
 /// In the order of the query.
 pub(super) async fn versions(tx: &mut Connection, mut query: QueryBuilder<Db>) -> Result<Vec<Version>> {
     query.push(VERSIONS_END);
-    let page: VersionPage = query.build_query_as().fetch_one(&mut *tx).await?;
+    let row = query.build().fetch_one(&mut *tx).await?;
+    let mut lists = Lists::new(&row);
+    let page =
+        VersionPage { versions: lists.next()?, tags: lists.next()?, aliases: lists.next()?, artifacts: lists.next()? };
     page.into_versions()
 }
 

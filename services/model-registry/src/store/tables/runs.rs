@@ -3,16 +3,16 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
-use serde::Deserialize;
 use sqlx::{QueryBuilder, query, query_scalar};
 
 use super::experiments::{self, push_view};
 use super::searching::{Place, push_conditions, push_orders, push_page};
 use super::whole_runs::{find, select, whole};
-use super::{Connection, Db, ROWS_AT_ONCE, Tables, insert_metrics};
+use super::{Connection, Db, IF_NEW, ROWS_AT_ONCE, Tables, insert_metrics, run_reader};
 use crate::error::{Entity, Error, Result};
 use crate::search::Attribute;
 use crate::store::rows::{from_word, kept, to_json, to_word};
+use crate::store::within::row_within;
 use crate::tracking::{
     Batch, DatasetInput, DatasetSummary, Metric, Millis, ModelOutput, Page, RUN_NAME, Run, RunChange, RunDraft, Runs,
     Search, Uses,
@@ -44,17 +44,19 @@ const PLACE: Place = Place {
     per_millisecond: 1,
 };
 
-#[derive(sqlx::FromRow, Deserialize)]
-pub(super) struct Row {
-    id: String,
-    experiment: i64,
-    name: String,
-    user_id: String,
-    status: String,
-    start_time: i64,
-    end_time: Option<i64>,
-    artifact_uri: String,
-    deleted: i64,
+row_within! {
+    #[derive(sqlx::FromRow)]
+    pub(super) struct Row {
+        id: String,
+        experiment: i64,
+        name: String,
+        user_id: String,
+        status: String,
+        start_time: i64,
+        end_time: Option<i64>,
+        artifact_uri: String,
+        deleted: i64,
+    }
 }
 
 #[derive(sqlx::FromRow)]
@@ -103,7 +105,7 @@ impl Runs for Tables {
     }
 
     async fn run(&self, id: &str) -> Result<Run> {
-        find(&mut *self.read().await?, id).await
+        find(&mut *run_reader(self.reader()).await?, id).await
     }
 
     async fn runs(&self, search: &Search) -> Result<Page<Run>> {
@@ -111,7 +113,6 @@ impl Runs for Tables {
         if experiments.is_empty() {
             return Ok(Page { items: Vec::new(), next: None });
         }
-        let mut tx = self.read().await?;
         let mut query = select();
         let mut ids = query.push("(SELECT * FROM runs WHERE experiment IN (").separated(", ");
         for id in experiments {
@@ -123,7 +124,7 @@ impl Runs for Tables {
         push_orders(&mut query, &PLACE, orders, "start_time DESC, id");
         push_page(&mut query, *offset, *limit);
         query.push(") AS r");
-        Ok(Page::cut(whole(&mut tx, query).await?, *offset, *limit))
+        Ok(Page::cut(whole(&mut *run_reader(self.reader()).await?, query).await?, *offset, *limit))
     }
 
     async fn change_run(&self, id: &str, change: &RunChange) -> Result<Run> {
@@ -292,12 +293,36 @@ pub(super) async fn add_params(tx: &mut Connection, run: &str, params: &[(String
     )))
 }
 
-/// Adds values of metrics, each with its run.
-pub(super) async fn add_metrics(tx: &mut Connection, metrics: &[(&str, &Metric)]) -> Result<()> {
-    for some in metrics.chunks(ROWS_AT_ONCE) {
-        insert_metrics(tx, "metrics", some, " ON CONFLICT DO NOTHING").await?;
+/// What values of metrics are added to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum History {
+    /// It has none of them: one that it has may fail.
+    New,
+    /// What it has stays as it is.
+    Any,
+}
+
+/// Adds values of metrics, each with its run, which must be held.
+pub(super) async fn add_metrics(tx: &mut Connection, metrics: &[(&str, &Metric)], to: History) -> Result<()> {
+    match to {
+        History::New => {
+            for some in metrics.chunks(ROWS_AT_ONCE) {
+                insert_metrics(tx, "metrics", some, IF_NEW).await?;
+            }
+        }
+        History::Any => {
+            // In one order, so that no two transactions wait for each other.
+            let mut metrics = metrics.to_vec();
+            metrics.sort_by(|(a, one), (b, other)| {
+                let compared = (a, &one.key, one.timestamp, one.step).cmp(&(b, &other.key, other.timestamp, other.step));
+                compared.then(one.value.total_cmp(&other.value))
+            });
+            for some in metrics.chunks(ROWS_AT_ONCE) {
+                insert_metrics(tx, "metrics", some, " ON CONFLICT DO NOTHING").await?;
+            }
+        }
     }
-    // In the order of their keys, so that no two transactions wait for each other.
+    // In the order of their keys, for the same reason.
     let mut latest: BTreeMap<(&str, &str), &Metric> = BTreeMap::new();
     for (run, metric) in metrics {
         let newest = latest.entry((run, &metric.key)).or_insert(metric);
