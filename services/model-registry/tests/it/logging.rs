@@ -144,7 +144,8 @@ async fn what_is_logged_again_is_there_once(store: Store) {
             outcome.unwrap();
         }
         let there = store.history(&run, "loss", 0, 1000).await.unwrap().items;
-        let expected = (0..CALLERS).filter(|at| at % 3 != 1).chain((0..CALLERS).filter(|at| at % 3 != 2).map(|at| CALLERS + at));
+        let expected =
+            (0..CALLERS).filter(|at| at % 3 != 1).chain((0..CALLERS).filter(|at| at % 3 != 2).map(|at| CALLERS + at));
         assert_eq!(there, Vec::from_iter(expected.map(|step| metric("loss", step, step as f64))), "in round {round}");
     }
 }

@@ -314,7 +314,8 @@ pub(super) async fn add_metrics(tx: &mut Connection, metrics: &[(&str, &Metric)]
             // In one order, so that no two transactions wait for each other.
             let mut metrics = metrics.to_vec();
             metrics.sort_by(|(a, one), (b, other)| {
-                let compared = (a, &one.key, one.timestamp, one.step).cmp(&(b, &other.key, other.timestamp, other.step));
+                let compared =
+                    (a, &one.key, one.timestamp, one.step).cmp(&(b, &other.key, other.timestamp, other.step));
                 compared.then(one.value.total_cmp(&other.value))
             });
             for some in metrics.chunks(ROWS_AT_ONCE) {

@@ -34,13 +34,16 @@ const WHOLE_END: &str = concat!(
     )
 );
 
+/// Run, key, timestamp, step, whether it is NaN, and the value where the database gives it with the others.
+type Measured<'r> = (Cow<'r, str>, String, i64, i64, i64, Option<f64>);
+
 /// A page of runs: their own rows, in order, and the rows of other tables that belong to them.
 struct WholePage<'r> {
     runs: Vec<Row>,
     params: Vec<(Cow<'r, str>, String, String)>,
     tags: Vec<(Cow<'r, str>, String, String)>,
     /// The values have not come along where JSON would round them.
-    metrics: Vec<(Cow<'r, str>, String, i64, i64, i64, Option<f64>)>,
+    metrics: Vec<Measured<'r>>,
     datasets: Vec<Dataset<'r>>,
     models: Vec<(Cow<'r, str>, Cow<'r, str>, String, i64)>,
 }
