@@ -61,6 +61,9 @@ step with_packages scripts/check_charts.py "$work/rendered" staging="$work/chart
 step scripts/check_costs.py
 step scripts/check_observe.sh
 step policy
+# Binaries as `make test` builds them; alone, it takes minutes.
+step cargo build --quiet --workspace --bins
+step with_packages scripts/check_pods.py "${CARGO_TARGET_DIR:-$root/target}/debug"
 if docker info >/dev/null 2>&1 && [[ -n ${VERDICT_BUILD_IMAGES:-} ]]; then
   step scripts/images.sh load
 else

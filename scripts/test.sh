@@ -45,16 +45,8 @@ export TEST_TRITONCLIENT
 TEST_PROMETHEUS=$(command -v prometheus)
 export TEST_PROMETHEUS
 
-whole=
 if [[ $# -eq 0 ]]; then
-  whole=yes
   cargo test --quiet --workspace --doc
   set -- --workspace
 fi
 cargo nextest run "${left_out[@]}" "$@"
-
-# What was built runs as the charts' pods run it.
-if [[ -n $whole ]]; then
-  "$root/scripts/tools.sh" deploy
-  PYTHONPATH=$("$root/scripts/python_env.sh" deploy) python3 "$root/scripts/check_pods.py" "${CARGO_TARGET_DIR:-$root/target}/debug"
-fi
