@@ -229,9 +229,8 @@ mod locked {
             let url = postgres::database().await;
             let store = open(&url).await;
             let mut other = PgConnection::connect(&url).await.unwrap();
-            let refused = |error: sqlx::Error| {
-                assert_eq!(error.as_database_error().unwrap().code().unwrap(), "23503", "{error}");
-            };
+            let code = |error: &sqlx::Error| error.as_database_error().unwrap().code().unwrap().into_owned();
+            let refused = |error: sqlx::Error| assert_eq!(code(&error), "23503", "{error}");
             run(&store, "run").await;
             store.log("run", &metrics(vec![metric("loss", 1, 0.5)])).await.unwrap();
             other.execute("DELETE FROM run_tags WHERE run = 'run'").await.unwrap();
@@ -276,7 +275,8 @@ mod locked {
                 assert_eq!(kept, if is_deleted { 0 } else { 50 * logged }, "in round {round}");
                 deleted += usize::from(is_deleted);
                 if let Err(error) = outcome {
-                    refused(error);
+                    // It has metrics; or each waits for what the other holds, and PostgreSQL ends one of the two.
+                    assert!(["23503", "40P01"].contains(&&*code(&error)), "{error}");
                     delete(&mut other).await.unwrap();
                 }
             }

@@ -90,7 +90,7 @@ fn page(subject: Subject, text: &str, limit: usize) -> Search {
     }
 }
 
-async fn pages_of_any_size_cost_the_same(url: &str) {
+async fn pages_of_any_size_cost_the_same(url: &str, of_runs: usize) {
     let statements = Statements::default();
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(statements.clone())).unwrap();
     let store = store::open(&url.parse().unwrap(), 4, true).await.unwrap();
@@ -104,7 +104,7 @@ async fn pages_of_any_size_cost_the_same(url: &str) {
     for limit in [10, ROWS] {
         let before = since(0).await;
         let runs = store.runs(&page(Subject::Runs, "metrics.loss < 1", limit)).await.unwrap().items;
-        let of_runs = since(before).await;
+        let for_runs = since(before).await;
         assert!(runs.len() == limit && runs.iter().all(|run| run.params.len() == 1 && run.metrics.len() == 1));
 
         let before = since(0).await;
@@ -119,9 +119,10 @@ async fn pages_of_any_size_cost_the_same(url: &str) {
         let names: Vec<ModelName> = models.into_iter().map(|model| model.name).collect();
         let latest = store.latest_versions(&names).await.unwrap();
         assert_eq!(latest.iter().map(|version| version.id.number).collect::<Vec<_>>(), [ROWS as i64]);
-        counts.push((of_runs, of_versions, since(before).await));
+        counts.push((for_runs, of_versions, since(before).await));
     }
-    assert_eq!(counts, [(2, 1, 2), (2, 1, 2)], "queries for runs, versions, models with their latest versions");
+    let expected = (of_runs, 1, 2);
+    assert_eq!(counts, [expected, expected], "queries for runs, versions, models with their latest versions");
 }
 
 mod embedded {
@@ -129,13 +130,14 @@ mod embedded {
     async fn pages_of_any_size_cost_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", dir.path().join("registry.db").display());
-        super::pages_of_any_size_cost_the_same(&url).await;
+        // The values of metrics come by themselves: JSON would round them.
+        super::pages_of_any_size_cost_the_same(&url, 2).await;
     }
 }
 
 mod live {
     #[tokio::test(flavor = "multi_thread")]
     async fn pages_of_any_size_cost_the_same() {
-        super::pages_of_any_size_cost_the_same(&super::postgres::database().await).await;
+        super::pages_of_any_size_cost_the_same(&super::postgres::database().await, 1).await;
     }
 }
