@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks everything the system is deployed with: images, compose file, charts, workflows, Terraform, and the scripts
-# between them. A tool that is missing fails the check; only building the images, which needs a Docker engine, is reported.
+# between them. A tool that is missing fails the check; what needs a Docker engine (building the images) or root (running the
+# pods) is reported where there is none.
 #
 # usage: check_deploy.sh
 set -euo pipefail

@@ -7,8 +7,8 @@ BINARIES is a directory with model-registry, predict and rag. The charts' defaul
 ports, probes and grace; each service runs as that user without capabilities, in a root file system that cannot be written,
 where only /data and /tmp can. Every service starts; its pod's probes are asked, by the gRPC health protocol and by HTTP;
 then one of two replicas of the registry gets SIGTERM while callers use both: no call may fail, and the process must end by
-itself within the pod's grace. Needs root (for namespaces of its own: of mounts, and of a network that is loopback alone) and
-helm.
+itself within the pod's grace. Needs helm, and root (for namespaces of its own: of mounts, and of a network that is loopback
+alone), which it becomes by sudo where that asks for no password.
 """
 
 import fcntl
@@ -222,13 +222,25 @@ def loopback_alone() -> None:
         fcntl.ioctl(control, set_flags, struct.pack("16sh14x", b"lo", up_and_running))
 
 
+def as_root() -> int:
+    """Starts this program again as root where that asks for no password; elsewhere says what is missing."""
+    try:
+        may = subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        may = False
+    if may:
+        kept = [f"{name}={os.environ[name]}" for name in ("PATH", "PYTHONPATH") if name in os.environ]
+        os.execvp("sudo", ["sudo", "-n", "env", *kept, sys.executable, *sys.argv])
+    print("check-deploy: missing: root, for namespaces of their own; the pods were not run", file=sys.stderr)
+    return 0
+
+
 def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
     if os.geteuid() != 0:
-        print("pods: left out: needs root, for namespaces of its own", file=sys.stderr)
-        return 0
+        return as_root()
     loopback_alone()
     binaries, pods = Path(sys.argv[1]).resolve(), []
     with tempfile.TemporaryDirectory() as name:

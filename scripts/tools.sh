@@ -7,7 +7,7 @@
 #   nextest  cargo-nextest alone
 #   observe  prometheus, promtool, amtool
 #   test     cargo-nextest, weed (SeaweedFS, an S3 server), PostgreSQL's server, and those of observe
-#   lint     cargo-deny, buf, shellcheck, actionlint, zizmor
+#   lint     cargo-deny, buf, shellcheck, hadolint, actionlint, zizmor
 #   deploy   helm, kubectl, and those of python
 #   schemas  npm packages of schemas (needs Node.js); prints their directory
 #   all      everything but the last two, and grpcurl (the default)
