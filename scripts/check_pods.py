@@ -173,8 +173,14 @@ class Pod:
 
 
 def call_until(stop: threading.Event, addresses: list[str], method: str, failures: list[str], done: list[int]) -> None:
-    """Calls both replicas in turn, as a client does that knows every pod of a headless Service."""
-    options = [("grpc.default_authority", "model-registry"), ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'), ("grpc.enable_retries", 0)]
+    """Calls both replicas in turn, as a client does that knows every pod of a headless Service.
+
+    There is no retry policy: a call that a server has seen is made once. One that none has seen, because its connection was
+    told to close (GOAWAY) at that moment, every gRPC client makes again by itself (transparent retries, gRFC A6): no server
+    can keep the two from crossing.
+    """
+    config = '{"loadBalancingConfig": [{"round_robin": {}}]}'
+    options = [("grpc.default_authority", "model-registry"), ("grpc.service_config", config)]
     with grpc.insecure_channel("ipv4:" + ",".join(addresses), options=options) as channel:
         call = channel.unary_unary(method)
         count = 0
@@ -226,7 +232,7 @@ def as_root() -> int:
     """Starts this program again as root where that asks for no password; elsewhere says what is missing."""
     try:
         may = subprocess.run(["sudo", "-n", "true"], capture_output=True).returncode == 0
-    except FileNotFoundError:
+    except OSError:
         may = False
     if may:
         kept = [f"{name}={os.environ[name]}" for name in ("PATH", "PYTHONPATH") if name in os.environ]
